@@ -1,0 +1,6 @@
+"""Command-line entry: `python bench.py run`. The guard keeps spawned workers from starting a second run."""
+
+from bench.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The embedded synthetic world: text generator, tokenizer, tiny base and instruct models."""

@@ -1,0 +1,86 @@
+"""The interface that every file in suites/ implements."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from bench.context import EvalContext
+
+Side = Literal["base", "instruct"]
+
+
+class Metric(NamedTuple):
+    """One number that a suite reports for one SAE."""
+
+    name: str
+    """Column name; sae_bench's own value, where we correct it, carries the prefix `saebench060_`."""
+    direction: Literal["higher", "lower", "none"]
+    """Which way is better; `none` where neither is, as for L0."""
+    low: float = -math.inf
+    high: float = math.inf
+    """Legal range, ends included; a value outside is a failure with a reason."""
+    headline: bool = False
+    """Shown on the leaderboard."""
+    summary: str = ""
+    """What it is, in its unit."""
+
+
+class Unit(NamedTuple):
+    """The smallest part of a metric that can be resampled: a class, a letter, a question."""
+
+    metric: str
+    unit_kind: str
+    unit: str
+    value: float
+    n: int
+    """How many observations the value averages."""
+
+
+class Scored(NamedTuple):
+    """What a suite says of one SAE."""
+
+    label: str
+    metrics: dict[str, float | None]
+    """Metric name -> value; None where it could not be computed (see `reasons`)."""
+    units: list[Unit]
+    saebench: dict[str, Any] | None
+    """The JSON that sae_bench's own output class accepts, or None where sae_bench wrote none."""
+    reasons: dict[str, str] = {}
+    """Metric name -> why its value is None."""
+    invalid: str | None = None
+    """Why the number means nothing for this SAE (dead, nothing fires); such a cell is never ranked."""
+    wall_s: float = 0.0
+
+
+class SaeHandle(NamedTuple):
+    """An SAE to evaluate."""
+
+    label: str
+    sae: Any
+    """A sae_lens SAE reloaded from disk, unit decoder rows, in the model's own units."""
+    info: dict[str, Any]
+
+
+class Suite(ABC):
+    """A suite evaluates a list of SAEs at once and yields one `Scored` per SAE, in order.
+
+    The class docstring's first line is shown by `bench.py list suites`.
+    """
+
+    Config: ClassVar[type]
+    metrics: ClassVar[tuple[Metric, ...]]
+    side: ClassVar[Side]
+    """Which model of the pair it runs on."""
+    hooks: ClassVar[tuple[str, ...]] = ("hook_resid_post",)
+    """Hook kinds it can evaluate."""
+    datasets: ClassVar[tuple[str, ...]] = ()
+    """Hub ids that it reads."""
+
+    def __init__(self, cfg: Any = None):
+        self.cfg = self.Config() if cfg is None else cfg
+
+    @abstractmethod
+    def run(self, ctx: "EvalContext", saes: list[SaeHandle]) -> Iterator[Scored]:
+        """One result per SAE, in order. An exception fails the cell it was raised in."""

@@ -1,0 +1,132 @@
+"""The interface that every file in variants/ implements: train / encode / decode."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Batch(NamedTuple):
+    """One training batch; both views hold the same tokens of the stream, each exactly once.
+
+    Tensors a variant did not ask for (`needs_sequences`) are None.
+    """
+
+    x: Tensor
+    """[n, d_in] activations, tokens in shuffled order, scaled to unit mean squared norm."""
+    contexts: Tensor | None = None
+    """[b, T, d_in] the same tokens in reading order, one row per context."""
+    token_ids: Tensor | None = None
+    """[b, T] int token ids of `contexts`."""
+    positions: Tensor | None = None
+    """[b, T] int position of each token in its context, 0 at the first."""
+    mask: Tensor | None = None
+    """[b, T] bool, False on special tokens and padding."""
+    context_id: Tensor | None = None
+    """[b] int id of each context."""
+    paraphrase_id: Tensor | None = None
+    """[b] int, equal for contexts that say the same thing; -1 where unknown."""
+
+
+class Step(NamedTuple):
+    """What the trainer tells a variant about the current step."""
+
+    progress: float
+    """Fraction of training done, in [0, 1]."""
+    sparsity_warmup: float
+    """Factor in [0, 1] to multiply sparsity penalties by; 1 after the warm-up."""
+    dead: Tensor
+    """[d_sae] bool: latents silent for longer than the trainer's dead window."""
+
+
+class Knob(NamedTuple):
+    """The config field that sets sparsity."""
+
+    name: str
+    """A field of the variant's Config, for example `k` or `l1`."""
+    raises_l0: bool
+    """True if a larger value gives a larger L0."""
+    native: bool
+    """True if the value *is* the L0 (top-k), so that no search is needed."""
+
+
+class Exported(NamedTuple):
+    """A trained variant as a SAELens inference SAE."""
+
+    architecture: str
+    """SAELens's registered name: `standard`, `topk`, `jumprelu`, ..."""
+    cfg: dict[str, Any]
+    """Architecture-specific config fields, such as `{"k": 32}`."""
+    state: dict[str, Tensor]
+    """W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in] with unit rows, b_dec [d_in]."""
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """A variant without settings."""
+
+
+class Variant(nn.Module, ABC):
+    """An autoencoder x [n, d_in] -> f [n, d_sae] -> x_hat [n, d_in].
+
+    A loss-only idea overrides `losses`; a new architecture overrides `encode` too. The class
+    docstring's first line is shown by `bench.py list variants`.
+    """
+
+    Config: ClassVar[type] = NoConfig
+    knob: ClassVar[Knob | None] = None
+    needs_sequences: ClassVar[bool] = False
+
+    def __init__(self, d_in: int, d_sae: int, cfg: Any = None, *, generator: torch.Generator):
+        """Random unit decoder rows, tied encoder, zero biases; every draw comes from `generator`."""
+        super().__init__()
+        self.d_in, self.d_sae = d_in, d_sae
+        self.cfg = self.Config() if cfg is None else cfg
+        W_dec = nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=-1)
+        self.W_dec = nn.Parameter(W_dec)
+        self.W_enc = nn.Parameter(W_dec.T.clone())
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @abstractmethod
+    def encode(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """x [..., d_in] -> feature acts f [..., d_sae]."""
+
+    def decode(self, f: Tensor) -> Tensor:
+        """f [..., d_sae] -> x_hat [..., d_in]."""
+        return f @ self.W_dec + self.b_dec
+
+    @abstractmethod
+    def losses(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """Named scalar terms; the trainer minimises their sum and logs each by name."""
+
+    def start(self, x: Tensor) -> None:  # noqa: B027 - a hook that most variants leave empty
+        """Called once before the first step with x [n, d_in], the first activations of the stream."""
+
+    def after_backward(self, step: Step) -> None:  # noqa: B027
+        """Called when gradients are ready and before clipping and the optimiser step."""
+
+    def after_step(self, batch: Batch, step: Step) -> None:  # noqa: B027
+        """Called after the optimiser step: projections, resampling, pruning."""
+
+    def train(self, stream: "bool | Iterable[Batch]" = True):  # type: ignore[override]
+        """Train on `stream`; the default is the lockstep loop of bench.train.
+
+        `nn.Module.train(mode)` keeps its meaning for a bool, which `eval()` relies on. A variant
+        whose training is not gradient steps overrides this and handles a stream.
+        """
+        if isinstance(stream, bool):
+            return super().train(stream)
+        from bench.train import train_one
+
+        return train_one(self, stream)
+
+    @abstractmethod
+    def export(self) -> Exported:
+        """This variant as a SAELens inference SAE with unit decoder rows, in the units of `x`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))

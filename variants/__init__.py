@@ -1,0 +1,1 @@
+"""Sparse-autoencoder variants: one file, one variant, its whole objective."""
