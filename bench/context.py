@@ -1,0 +1,180 @@
+"""What suites share while they run: models, data, seeds, folders; and sae_bench made to use them."""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.datasets import Hub
+from bench.models import DType, ModelSpec, check_pair, load_model, on_side
+from bench.suite import SaeHandle, Side
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+TEXT = "Skylion007/openwebtext"
+L0_TEXTS = 64
+L0_CONTEXT = 64
+LOAD_DATASET = (
+    "sae_bench.sae_bench_utils.dataset_utils",
+    "sae_bench.evals.unlearning.utils.metrics",
+    "sae_bench.evals.unlearning.utils.feature_activation",
+    "sae_lens.training.activations_store",
+)
+"""Modules that hold `datasets.load_dataset` under their own name."""
+_ABSENT = object()
+
+
+@dataclass
+class EvalContext:
+    """One evaluation process: which model and data, which seed, and where it may write."""
+
+    spec: ModelSpec
+    """The model that the SAEs were trained on."""
+    hub: Hub
+    seed: int
+    work: Path
+    """Where the suite runs: the process's working directory while sae_bench is called."""
+    artifacts: Path
+    """Where sae_bench keeps what it computes once and reuses for every SAE."""
+    device: str = "cpu"
+    dtype: DType = "float32"
+    _models: dict[Side, "HookedTransformer"] = field(default_factory=dict, repr=False)
+
+    def model_spec(self, side: Side) -> ModelSpec:
+        """The model of the pair that `side` means. Raises UserError if there is none."""
+        return on_side(self.spec, side)
+
+    def model(self, side: Side) -> "HookedTransformer":
+        """The loaded model of `side`, without hooks; loaded once. Raises UserError for a bad pair."""
+        if side not in self._models:
+            spec = self.model_spec(side)
+            if spec != self.spec:
+                check_pair(self.spec, spec)
+            self._models[side] = load_model(spec, self.device, self.dtype)
+        model = self._models[side]
+        model.reset_hooks()
+        return model
+
+
+@contextmanager
+def sae_bench_on(ctx: EvalContext, side: Side) -> Iterator["HookedTransformer"]:
+    """sae_bench on our model, our data and our seed, in our folder, for the time of the block.
+
+    sae_bench loads its model and data itself and leaves gradients switched off and seeds anywhere;
+    here it is handed both, and everything global is put back afterwards.
+    """
+    import importlib
+
+    from transformer_lens import HookedTransformer
+
+    model = ctx.model(side)
+    with ExitStack() as stack:
+        stack.enter_context(process_state(ctx.seed))
+        stack.enter_context(working_directory(ctx.work))
+        for name in LOAD_DATASET:
+            module = importlib.import_module(name)
+            stack.enter_context(patched(module, "load_dataset", ctx.hub.load_dataset))
+        loader = classmethod(lambda cls, *args, **kwargs: ctx.model(side))
+        stack.enter_context(patched(HookedTransformer, "from_pretrained_no_processing", loader))
+        yield model
+
+
+@contextmanager
+def process_state(seed: int) -> Iterator[None]:
+    """Seed every generator that sae_bench draws from; restore them and the gradient mode after."""
+    import numpy as np
+    import torch
+
+    # torch.manual_seed reseeds every device: CUDA's states are ours alone in a suite's process
+    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    grad = torch.is_grad_enabled()
+    try:
+        seed_all(seed)
+        yield
+    finally:
+        random.setstate(saved[0])
+        np.random.set_state(saved[1])
+        torch.set_rng_state(saved[2])
+        torch.set_grad_enabled(grad)
+
+
+def seed_all(seed: int) -> None:
+    """Seed random, numpy and torch: sae_bench draws from all three, and seeds at most two."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def working_directory(folder: Path) -> Iterator[None]:
+    """sae_bench reads and writes below the working directory; give it one of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` for the time of the block."""
+    before = vars(owner).get(name, _ABSENT)  # the raw attribute: a classmethod stays one
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def sae_bench_result(folder: Path, label: str, output_class: type) -> dict[str, Any]:
+    """The JSON that sae_bench wrote for one SAE, accepted by its own output class.
+
+    Raises FileNotFoundError if there is none, pydantic's ValidationError if the class refuses it.
+    """
+    from pydantic import TypeAdapter
+
+    raw = json.loads((folder / f"{label}_custom_sae_eval_results.json").read_text())
+    TypeAdapter(output_class).validate_python(raw)
+    return raw
+
+
+def is_control(handle: SaeHandle) -> bool:
+    """True for a control, whose degeneracy is its purpose."""
+    return handle.info.get("role") == "control"
+
+
+def l0(ctx: EvalContext, handle: SaeHandle) -> float:
+    """Mean active latents per token: as measured when it was trained, else on some general text."""
+    known = handle.info.get("l0")
+    return float(known) if known is not None else _measured_l0(ctx, handle.sae)
+
+
+def _measured_l0(ctx: EvalContext, sae: Any) -> float:
+    import itertools
+
+    import torch
+
+    model = ctx.model("base")
+    texts = ctx.hub.load_dataset(TEXT, split="train", streaming=True, trust_remote_code=True)
+    rows = [row["text"] for row in itertools.islice(texts, L0_TEXTS)]
+    tokens = model.to_tokens(rows)[:, :L0_CONTEXT]
+    hook = sae.cfg.metadata.hook_name
+    with torch.no_grad():
+        cache = model.run_with_cache(tokens, names_filter=[hook])[1]
+        active = (sae.encode(cache[hook].to(sae.dtype)) != 0).sum(-1)  # [B, T]
+    tokenizer: Any = model.tokenizer
+    special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
+    return active[~torch.isin(tokens, special)].float().mean().item()

@@ -1,0 +1,169 @@
+"""The process of one suite: `python -m bench.worker JOB.json` writes one cell per SAE."""
+
+import json
+import logging
+import math
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import compat, registry
+from bench.errors import UserError
+from bench.executor import SuiteJob, failed
+from bench.files import write_atomic
+from bench.keys import versions
+from bench.ledger import PlannedCell
+from bench.result import Cell, MetricValue, State, UnitValue
+from bench.strict import build
+
+if TYPE_CHECKING:
+    from bench.context import EvalContext
+    from bench.suite import Metric, SaeHandle, Scored, Suite
+
+LOG = logging.getLogger("bench.worker")
+SAE_BENCH_FILE = "saebench.json"
+
+
+def main(argv: list[str]) -> None:
+    """Run the job; a failure is a cell's state, not an exit status."""
+    compat.prepare()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    job = SuiteJob.load(Path(argv[0]))
+    try:
+        suite, ctx = _suite(job), _context(job)
+    except Exception as error:
+        for cell in job.cells:
+            _fail(job, cell, error)
+        return
+    evaluate(job, suite, ctx)
+
+
+def evaluate(job: SuiteJob, suite: "Suite", ctx: "EvalContext") -> None:
+    """Score every SAE of the job; each cell is written as soon as it is known."""
+    ready = [(cell, handle) for cell in job.cells if (handle := _handle(job, cell, suite))]
+    while ready:
+        results = suite.run(ctx, [handle for _, handle in ready])
+        try:
+            for scored in results:
+                cell, _ = ready.pop(0)
+                LOG.info("%s on %s: %.1f s", job.suite, scored.label, scored.wall_s)
+                _write(job, cell, scored, suite.metrics)
+        except Exception as error:  # the generator is over: go on with the SAEs behind this one
+            _fail(job, ready.pop(0)[0], error)
+        else:
+            for cell, _ in ready:
+                _fail(job, cell, RuntimeError(f"suite {job.suite!r} gave no result for this SAE"))
+            return
+
+
+def to_cell(
+    job: SuiteJob, planned: PlannedCell, scored: "Scored", declared: "tuple[Metric, ...]"
+) -> Cell:
+    """A suite's answer as a cell: complete and in range, or not `ok` with the reason."""
+    undeclared = sorted(set(scored.metrics) - {m.name for m in declared})
+    if undeclared:
+        raise ValueError(f"suite {job.suite!r} does not declare {', '.join(undeclared)}")
+    values = tuple(_checked(metric, scored) for metric in declared)
+    state, reason = _state(values, scored)
+    return Cell(
+        cell_key=planned.key,
+        suite=job.suite,
+        sae=planned.sae,
+        state=state,
+        engine=job.engine,
+        data_revision=job.data_revision,
+        eval_seed=job.seed,
+        metrics=values,
+        units=tuple(UnitValue(*unit) for unit in scored.units),
+        reason=reason,
+        wall_s=scored.wall_s,
+        versions=versions(),
+    )
+
+
+def _checked(metric: "Metric", scored: "Scored") -> MetricValue:
+    value = scored.metrics.get(metric.name)
+    reason = scored.reasons.get(metric.name, "the suite gave no value")
+    if value is not None and not math.isfinite(value):
+        value, reason = None, f"is {value}"
+    elif value is not None and not metric.low <= value <= metric.high:
+        value, reason = None, f"{value:g} is outside [{metric.low:g}, {metric.high:g}]"
+    return MetricValue(
+        metric.name, value, metric.direction, metric.headline, "" if value is not None else reason
+    )
+
+
+def _state(values: tuple[MetricValue, ...], scored: "Scored") -> tuple[State, str]:
+    if scored.invalid:
+        return "invalid", scored.invalid
+    missing = [f"{v.name}: {v.reason}" for v in values if v.headline and v.value is None]
+    return ("failed", "; ".join(missing)) if missing else ("ok", "")
+
+
+def _write(
+    job: SuiteJob, planned: PlannedCell, scored: "Scored", metrics: "tuple[Metric, ...]"
+) -> None:
+    try:
+        cell = to_cell(job, planned, scored, metrics)
+        if scored.saebench is not None:
+            write_atomic(planned.folder / SAE_BENCH_FILE, json.dumps(scored.saebench, indent=1))
+        cell.save(planned.folder)
+    except Exception as error:
+        _fail(job, planned, error)
+
+
+def _fail(job: SuiteJob, planned: PlannedCell, error: Exception) -> None:
+    LOG.error("%s on %s failed", job.suite, planned.sae.label, exc_info=error)
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    detail = "".join(traceback.format_exception(error))
+    failed(job, planned, " ".join(reason.split()), detail).save(planned.folder)
+
+
+def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle | None":
+    """The SAE as saved, or None after its cell was settled without it."""
+    from dataclasses import asdict, replace
+
+    from bench.checkpoint import load_sae
+    from bench.suite import SaeHandle
+
+    kind = planned.sae.hook_name.rpartition(".")[2]
+    if kind not in suite.hooks:
+        reason = f"suite {job.suite!r} can only score {', '.join(suite.hooks)}, not {kind}"
+        replace(failed(job, planned, reason), state="skipped").save(planned.folder)
+        return None
+    try:
+        return SaeHandle(planned.sae.label, load_sae(planned.sae_dir), asdict(planned.sae))
+    except Exception as error:
+        _fail(job, planned, error)
+        return None
+
+
+def _suite(job: SuiteJob) -> "Suite":
+    suite_class = registry.load("suites", job.suite)
+    return suite_class(build(suite_class.Config, job.config, f"suites.{job.suite}"))
+
+
+def _context(job: SuiteJob) -> "EvalContext":
+    import torch
+
+    from bench.context import EvalContext
+    from bench.datasets import hub_for
+    from bench.models import resolve
+
+    torch.set_num_threads(1)
+    spec = resolve(job.model)
+    hub = hub_for(spec, job.cache_dir)
+    return EvalContext(
+        spec=spec,
+        hub=hub,
+        seed=job.seed,
+        work=job.work / "scratch",
+        artifacts=job.work / "artifacts",
+        device=job.device,
+        dtype=job.dtype,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
