@@ -1,7 +1,14 @@
 """The run config: every field with its default, meaning and unit; unknown keys are refused."""
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
+
+from bench.errors import UserError
+from bench.strict import build
 
 
 @dataclass(frozen=True)
@@ -86,3 +93,59 @@ class RunConfig:
     """Precision of the language model and of the suites."""
     workers: int = 2
     """Suite processes at a time."""
+
+
+def default_config() -> Path:
+    """The config of the embedded demo, which ships with the package."""
+    return Path(__file__).parents[1] / "configs" / "nano.yaml"
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and check a run config. Raises UserError in one line for anything that cannot run."""
+    from bench.validate import validate
+
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"config {str(path)!r}: does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {str(path)!r}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config {str(path)!r}: {_one_line(error)}") from error
+    try:
+        config = build(RunConfig, _with_empty_suites(raw))
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where `3e-4` is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key_node, key in zip(node.value, keys, strict=True):
+            if keys.count(key) > 1:
+                mark = key_node[0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+# PyYAML follows YAML 1.1, where a float needs a dot: 3e-4 would be text
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + " ".join((getattr(error, "problem", None) or str(error)).split())
+
+
+def _with_empty_suites(raw: Any) -> Any:
+    """`core:` with nothing behind it means the suite's defaults."""
+    if isinstance(raw, dict) and isinstance(raw.get("suites"), dict):
+        return raw | {"suites": {k: {} if v is None else v for k, v in raw["suites"].items()}}
+    return raw

@@ -28,8 +28,9 @@ BASES: dict[Kind, tuple[str, str]] = {
 }
 ROOT = Path(__file__).parents[1]
 """The folder that holds variants/ and suites/: the checkout, or site-packages."""
+CONTROLS = Path(__file__).parent / "controls.py"
 PLUGINS_ENV = "SAE_VERDICT_PLUGINS"
-"""Extra plugin files, separated like PATH. An environment variable, so that workers see them too."""
+"""Extra plugin files, separated like PATH; an environment variable, so that workers see them."""
 
 
 class Plugin(NamedTuple):
@@ -41,9 +42,9 @@ class Plugin(NamedTuple):
     summary: str
     """First line of the class docstring."""
     fields: tuple[source.Setting, ...] | None
-    """Fields of its Config; None where the source alone does not tell, as for an imported Config."""
+    """Fields of its Config; None where the source does not tell, as for an imported Config."""
     attributes: dict[str, Any]
-    """Class attributes written as literals; a call such as `Knob("k", True, True)` as its arguments."""
+    """Class attributes written as literals; of a call such as `Knob("k", True)` its arguments."""
 
 
 def names(kind: Kind) -> list[str]:
@@ -87,6 +88,11 @@ def load(kind: Kind, name: str) -> type:
     if len(found) != 1:
         raise UserError(_not_one(path, kind, [c.__name__ for c in found]))
     return found[0]
+
+
+def control_names() -> list[str]:
+    """Names of the controls, as bench/controls.py lists them in NAMES."""
+    return list(source.constant(_parse(CONTROLS), "NAMES"))
 
 
 def add_file(path: Path) -> Plugin:

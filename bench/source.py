@@ -52,6 +52,16 @@ def attributes(plugin: ast.ClassDef) -> dict[str, Any]:
     return values
 
 
+def constant(tree: ast.Module, name: str) -> Any:
+    """The value of a literal assigned to `name` in a module; ValueError if there is none."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if value is not None and any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            return ast.literal_eval(value)
+    raise ValueError(f"no literal {name} at the top level")
+
+
 def _collect(node: ast.ClassDef, classes: dict[str, ast.ClassDef], out: dict[str, Setting]) -> bool:
     """Add the fields of a dataclass to `out`; False if a base of it is not in this file."""
     for base in map(_last, node.bases):

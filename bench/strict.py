@@ -19,7 +19,7 @@ def unknown(what: str, name: object, have: Iterable[str]) -> UserError:
 
 
 def build(cls: type, raw: object, where: str = "") -> Any:
-    """A dataclass of type `cls` from a mapping; `where` is the path shown in errors, `` at the top."""
+    """A dataclass of type `cls` from a mapping; `where` is the path shown in errors."""
     if not isinstance(raw, dict):
         raise UserError(f"{where or 'config'}={raw!r}: must be a mapping of fields")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -34,7 +34,7 @@ def build(cls: type, raw: object, where: str = "") -> Any:
 
 
 def typed(value: object, want: Any, where: str) -> Any:
-    """`value` as type `want`: lists become tuples and whole numbers floats, nothing else changes."""
+    """`value` as type `want`: lists become tuples, whole numbers floats, nothing else changes."""
     origin, args = get_origin(want), get_args(want)
     if want is Any:
         return value

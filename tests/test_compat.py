@@ -10,6 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PREPARE = "from bench.compat import prepare; prepare()\n"
+HIDE_TORCHVISION = """
+import sys, bench.compat
+if not bench.compat.torchvision_loads():
+    sys.modules["torchvision"] = None
+"""  # the other half of prepare()
 PROBE_400_ROWS = """
 import torch
 from sae_bench.evals.sparse_probing.probe_training import train_probe_on_activations
@@ -83,7 +88,5 @@ def test_saebench_probes_accept_their_own_rows_after_prepare():
     importlib.metadata.version("beartype") < "0.20", reason="an older beartype does not object"
 )
 def test_saebench_probes_reject_their_own_rows_without_prepare():
-    # only the torchvision half of prepare()
-    hide = "import sys, bench.compat as c\nif not c.torchvision_loads(): sys.modules['torchvision'] = None\n"
-    done = python(hide + PROBE_400_ROWS)
+    done = python(HIDE_TORCHVISION + PROBE_400_ROWS)
     assert done.returncode != 0 and "BeartypeCallHintParamViolation" in done.stderr

@@ -1,63 +1,20 @@
 """Plugins are found by file name, described without running them, and fail loudly."""
 
 import dataclasses
-import importlib
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from bench import registry
 from bench.errors import UserError
 from bench.registry import Kind
+from tests.samples import VARIANT
 
-VARIANT = '''
-    """A module."""
-    from dataclasses import dataclass
-    from bench.variant import Knob, Variant
-
-    class Mine(Variant):
-        """Keeps half of the latents.
-
-        More text that a list does not show.
-        """
-
-        @dataclass(frozen=True)
-        class Config:
-            k: int = 32
-            """Latents kept
-            per token."""
-            scale: float | None = None
-            kind: "tuple[int, ...]" = (1, 2)
-
-        knob = Knob("k", raises_l0=True, native=True)
-
-        def encode(self, x, positions=None): return x
-        def losses(self, batch, step): return {}
-        def export(self): raise ValueError
-'''
 ALL_PLUGINS: list[tuple[Kind, str]] = [
     (kind, name) for kind in registry.BASES for name in registry.names(kind)
 ]
-
-
-@pytest.fixture
-def plugins(tmp_path, monkeypatch):
-    """An empty pair of plugin folders, and a function that writes a file into one."""
-    monkeypatch.setattr(registry, "ROOT", tmp_path)
-    monkeypatch.delenv(registry.PLUGINS_ENV, raising=False)
-    for kind in registry.BASES:
-        (tmp_path / kind).mkdir()
-        monkeypatch.setattr(importlib.import_module(kind), "__path__", [str(tmp_path / kind)])
-
-    def write(path: str, text: str) -> Path:
-        target = tmp_path / path
-        target.write_text(dedent(text))
-        return target
-
-    return write
 
 
 def test_a_file_is_a_plugin_and_its_name_is_the_file_name(plugins):
