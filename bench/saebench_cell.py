@@ -1,6 +1,5 @@
 """A sae_bench result file as one of our cells. Its form is checked; nothing is assumed."""
 
-import hashlib
 import json
 import math
 import re
@@ -8,6 +7,7 @@ from typing import Any
 
 from bench import validity
 from bench.errors import UserError
+from bench.keys import content_key
 from bench.models import MODELS
 from bench.result import Cell, MetricValue, SaeInfo
 from bench.saebench_json import FORMATS, MISSING, Format, Source
@@ -20,7 +20,7 @@ IMPORT_VERSION = 1
 
 
 def to_cell(raw: dict[str, Any]) -> Cell:
-    """The cell in a parsed file whose `eval_type_id` is known. Raises UserError for a wrong form."""
+    """The cell in a parsed file of a known `eval_type_id`. Raises UserError for a wrong form."""
     form = FORMATS[raw["eval_type_id"]]
     try:
         return _build(raw, form)
@@ -39,7 +39,7 @@ def _build(raw: dict[str, Any], form: Format) -> Cell:
     metrics = [_metric(source, numbers[source.name]) for source in sources]
     metrics += [MetricValue(a.name, None, a.direction, True, a.reason) for a in form.absent]
     stated = {name: value for name, value in numbers.items() if _is_stated(name, value)}
-    sae = _sae(raw, config, stated.get("l0_suite"))
+    sae = _sae(raw, config, stated.get("l0"))
     evidence = validity.reasons(
         validity.facts(
             stated,
@@ -186,5 +186,5 @@ def _versions(raw: dict[str, Any]) -> dict[str, str]:
 
 
 def _key(raw: dict[str, Any]) -> str:
-    text = json.dumps(raw, sort_keys=True)
-    return hashlib.sha256(f"import {IMPORT_VERSION} {text}".encode()).hexdigest()[:32]
+    # as text, because a file may hold NaN
+    return content_key({"import": IMPORT_VERSION, "file": json.dumps(raw, sort_keys=True)})

@@ -61,10 +61,10 @@ def _core(metrics: dict[str, Any]) -> list[Source]:
         Source("kl_div_score", f"{behavior}.kl_div_score", "higher"),
         Source("kl_div_with_sae", f"{behavior}.kl_div_with_sae", "lower"),
         Source("kl_div_with_ablation", f"{behavior}.kl_div_with_ablation", "none"),
-        Source(f"saebench060_{plain}", f"{quality}.explained_variance", "higher"),
-        Source("saebench060_mse", f"{quality}.mse", "lower"),
+        Source(f"saebench060_{plain}", f"{quality}.explained_variance", "none"),
+        Source("saebench060_mse", f"{quality}.mse", "none"),
         Source("cossim", f"{quality}.cossim", "higher"),
-        Source("l0_suite", "sparsity.l0", "none"),
+        Source("l0", "sparsity.l0", "none"),
         Source("l1", "sparsity.l1", "none"),
         Source("l2_norm_in", "shrinkage.l2_norm_in", "none"),
         Source("l2_norm_out", "shrinkage.l2_norm_out", "none"),
@@ -73,7 +73,7 @@ def _core(metrics: dict[str, Any]) -> list[Source]:
         Source("frac_alive", "misc_metrics.frac_alive", "higher", fraction=True),
     ]
     if has_both:
-        sources.append(Source(f"saebench060_{legacy}", f"{quality}.{legacy}", "higher"))
+        sources.append(Source(f"saebench060_{legacy}", f"{quality}.{legacy}", "none"))
     return sources
 
 
@@ -94,7 +94,7 @@ def _accuracy(path: str, headline: str) -> Source:
     side, _, key = path.partition(".")
     # probes on everything pick their best epoch on the test set (the top-k ones do not)
     name = key if "_top_" in key else f"saebench060_{key}"
-    direction = "higher" if side == "sae" else "none"
+    direction = "higher" if side == "sae" and name == key else "none"
     return Source(name, path, direction, headline=key == headline, fraction=True)
 
 
@@ -114,7 +114,7 @@ def _absorption(metrics: dict[str, Any]) -> list[Source]:
             headline=True,
             fraction=True,
         ),
-        Source("mean_num_split_features", "mean.mean_num_split_features", "none"),
+        Source("mean_num_split_features", "mean.mean_num_split_features", "lower"),
     ]
 
 

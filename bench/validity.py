@@ -47,7 +47,7 @@ def facts(
     known = {name: value for name, value in metrics.items() if value is not None}
     finite = {name: value for name, value in known.items() if math.isfinite(value)}
     return Facts(
-        l0=tuple(v for v in (l0, finite.get("l0_suite")) if v is not None),
+        l0=tuple(v for v in (l0, finite.get("l0")) if v is not None),
         explained_variance={n: v for n, v in finite.items() if DECISIVE_VARIANCE in n},
         probe_accuracy=tuple(v for n, v in finite.items() if PROBE.fullmatch(n)),
         frac_alive=finite.get("frac_alive"),
@@ -104,10 +104,9 @@ def _of_cell(cell: Cell) -> list[str]:
 def _marked(cell: Cell, evidence: tuple[str, ...]) -> Cell:
     if not evidence:
         return cell
-    parts = list(evidence)
     if cell.state in ("failed", "skipped"):  # still to be seen
-        parts.append(f"{cell.suite} {cell.state}: {cell.reason}")
-    return replace(cell, state="invalid", reason="; ".join(parts), evidence=evidence)
+        evidence = (*evidence, f"{cell.suite} {cell.state}: {cell.reason}")
+    return replace(cell, state="invalid", reason="; ".join(evidence), evidence=evidence)
 
 
 def _dead(known: Facts) -> list[str]:
