@@ -1,0 +1,142 @@
+"""The command line: parse, call, print. Every decision is made elsewhere."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from bench import __version__
+from bench.errors import UserError
+from bench.registry import Kind
+
+if TYPE_CHECKING:
+    from bench.progress import Progress
+
+SOME_CELL_FAILED = 1
+REFUSED = 2
+
+
+class Commands(click.Group):
+    """Shows a user's mistake as one line and exits with status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(REFUSED)
+
+
+class Names(click.ParamType):
+    """`a,b` as a tuple of names."""
+
+    name = "a,b"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+FILE = click.Path(path_type=Path)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sae-verdict")
+def main() -> None:
+    """SAE Verdict: is my new sparse-autoencoder variant really better?"""
+
+
+@main.command()
+@click.argument("config", type=FILE, required=False)
+@click.option("--out", type=FILE, help="Run folder.  [default: results/<config name>]")
+@click.option("--variants", type=Names(), default="", help="Only these variants of the config.")
+@click.option("--suites", type=Names(), default="", help="Only these suites.")
+@click.option("--plugin", "plugins", type=FILE, multiple=True, help="A variant or suite to add.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and stop.")
+def run(
+    config: Path | None,
+    out: Path | None,
+    variants: tuple[str, ...],
+    suites: tuple[str, ...],
+    plugins: tuple[Path, ...],
+    dry_run: bool,
+) -> None:
+    """Train every SAE of CONFIG, score it with every suite, and write the leaderboard.
+
+    Without CONFIG: the demo on the embedded, synthetic nano world. What is already finished is
+    not computed again. Exit status: 0 all cells ok, 1 some cell failed, 2 refused before work.
+    """
+    from bench.config import default_config, load_config
+    from bench.overrides import apply
+    from bench.preflight import check
+    from bench.run import outline
+    from bench.run import run as run_config
+
+    chosen = load_config(config or default_config())
+    chosen = apply(chosen, variants=variants, suites=suites, plugins=plugins)
+    folder = out or Path("results") / chosen.name
+    click.echo("\n".join([*outline(chosen), f"out       {folder}"]))
+    if dry_run:
+        check(chosen, folder)
+        return
+    cells = run_config(chosen, folder, _progress())
+    _report([folder], folder)
+    if any(cell.state == "failed" for cell in cells):
+        sys.exit(SOME_CELL_FAILED)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice([*get_args(Kind), "models"]))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_(kind: str, as_json: bool) -> None:
+    """List the variants, suites or models that exist, with their settings."""
+    from bench import catalogue
+
+    rows = catalogue.rows(kind)
+    click.echo(json.dumps(rows, indent=1) if as_json else "\n".join(catalogue.lines(rows)))
+
+
+@main.command()
+@click.argument("folders", metavar="DIR...", type=FILE, nargs=-1, required=True)
+@click.option("--out", type=FILE, help="Where to write.  [default: the first DIR]")
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write tables, leaderboard and plots of one run, or of several runs together."""
+    _report(folders, out or folders[0])
+
+
+@main.command("import")
+@click.argument("path", type=FILE)
+@click.option("--into", type=FILE, required=True, help="Run folder; made if it does not exist.")
+def import_(path: Path, into: Path) -> None:
+    """Add sae_bench's result files (PATH: one, or a folder of them) to a run folder."""
+    from bench.importer import import_path
+
+    done = import_path(path, into)
+    for reason in done.skipped:
+        click.echo(f"skipped: {reason}", err=True)
+    click.echo(f"imported {len(done.cells)} results into {into}")
+    _report([into], into)
+
+
+@main.group()
+def nano() -> None:
+    """The embedded, synthetic nano world."""
+
+
+def _report(folders: Sequence[Path], out: Path) -> None:
+    from report.build import build_report
+
+    files = build_report(folders, out)
+    click.echo(files.terminal)
+    click.echo(f"leaderboard and plots: {files.leaderboard.parent}")
+
+
+def _progress() -> "Progress":
+    from bench.progress import ProgressBar
+
+    def write(text: str) -> None:
+        click.echo(text, nl=False, err=True)
+
+    return ProgressBar(write, is_terminal=sys.stderr.isatty())

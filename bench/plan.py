@@ -1,0 +1,82 @@
+"""A config and trained SAEs become cells with content keys, and cells become one job per suite."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import registry
+from bench.checkpoint import read_info, read_record
+from bench.config import RunConfig
+from bench.executor import SuiteJob
+from bench.keys import CellContent, content_key, folder_key, source_key, versions
+from bench.ledger import PlannedCell
+from bench.models import ModelSpec, on_side
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def plan_cells(
+    config: RunConfig, spec: ModelSpec, data_revision: str, sae_dirs: Sequence[Path], store: Path
+) -> list[PlannedCell]:
+    """Every suite on every SAE, suite by suite; the cells' folders lie below `store`."""
+    cells = []
+    for suite in config.suites:
+        for sae_dir in sae_dirs:
+            key = _content(config, spec, data_revision, suite, sae_dir).key()
+            cells.append(PlannedCell(key, suite, read_info(sae_dir), sae_dir, store / key))
+    return cells
+
+
+def suite_jobs(
+    config: RunConfig, cells: Sequence[PlannedCell], data_revision: str, work: Path, cache: Path
+) -> list[SuiteJob]:
+    """One job per suite that still has cells to compute; finished cells are left alone."""
+    jobs = []
+    for suite, fields in config.suites.items():
+        todo = tuple(cell for cell in cells if cell.suite == suite and not cell.is_settled)
+        if todo:
+            job = SuiteJob(
+                suite=suite,
+                config=fields,
+                model=config.model,
+                cells=todo,
+                work=work / suite,
+                cache_dir=cache,
+                seed=config.eval_seed,
+                data_revision=data_revision,
+                device=config.device,
+                dtype=config.dtype,
+                engine=config.engine,
+            )
+            jobs.append(job)
+    return jobs
+
+
+def _content(
+    config: RunConfig, spec: ModelSpec, data_revision: str, suite: str, sae_dir: Path
+) -> CellContent:
+    plugin = registry.describe("suites", suite)
+    return CellContent(
+        sae=read_record(sae_dir),
+        suite=suite,
+        suite_config=_as_written(config.suites[suite]),
+        sources=(source_key(plugin.path), source_key(WORKER)),
+        data_revision=data_revision,
+        model=_model_key(on_side(spec, plugin.attributes["side"])),
+        versions=versions(),
+        eval_seed=config.eval_seed,
+        engine=config.engine,
+        device=config.device,
+        dtype=config.dtype,
+    )
+
+
+def _model_key(spec: ModelSpec) -> str:
+    source = folder_key(Path(spec.source)) if spec.is_local else spec.source
+    return content_key([spec.name, source])
+
+
+def _as_written(fields: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON knows them; defaults come from the suite's source, which is hashed too."""
+    return json.loads(json.dumps(fields))

@@ -1,0 +1,67 @@
+"""Every check that can be made in seconds, before anything long; all problems are told at once."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import compat, registry
+from bench.config import RunConfig
+from bench.errors import UserError
+from bench.models import check_pair, on_side, resolve
+
+MIN_FREE_BYTES = 2 * 1024**3
+"""sae_bench's activation caches alone take up to 250 MB per suite on the smallest model."""
+
+
+def check(config: RunConfig, out: Path) -> None:
+    """Raise one UserError that lists everything that would make the run fail later."""
+    problems = [*_out(out), *_models(config), *_plugins(config), *_device(config.device)]
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _out(out: Path) -> Iterator[str]:
+    existing = next(p for p in [out, *out.resolve().parents] if p.exists())
+    if not existing.is_dir():
+        yield f"out={str(out)!r}: {existing} is a file"
+        return
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        yield f"out={str(out)!r}: {free / 1e9:.1f} GB free, needs {MIN_FREE_BYTES / 1e9:.1f} GB"
+
+
+def _models(config: RunConfig) -> Iterator[str]:
+    """The model's files, and for each suite the other side of the pair."""
+    spec = resolve(config.model)
+    if spec.is_local and not Path(spec.source).is_dir():
+        yield f"model={spec.name!r}: {spec.source} is missing, make it with `nano build`"
+        return
+    for suite in config.suites:
+        side = registry.describe("suites", suite).attributes["side"]
+        try:
+            other = on_side(spec, side)
+            if other != spec:
+                check_pair(spec, other, config.hook_name)
+        except UserError as error:
+            yield f"suites.{suite}: {error}"
+
+
+def _plugins(config: RunConfig) -> Iterator[str]:
+    """Each plugin is imported once here, so that one broken at line 3 does not fail after hours."""
+    wanted = [("variants", v.name) for v in config.variants] + [("suites", s) for s in config.suites]
+    for kind, name in dict.fromkeys(wanted):
+        try:
+            registry.load(kind, name)
+        except UserError as error:
+            yield str(error)
+
+
+def _device(device: str) -> Iterator[str]:
+    compat.prepare()
+    import torch
+
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        yield f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        yield "device='mps': is not available on this machine"

@@ -1,0 +1,131 @@
+"""The command line: exit status, one-line errors, and nothing heavy before it is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bench import registry
+from bench.cli import main
+from bench.models import names as model_names
+from bench.result import Cell, SaeInfo, State
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "transformer_lens", "sae_lens", "sae_bench", "pandas", "numpy")
+
+
+def call(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def cell(state: State) -> Cell:
+    sae = SaeInfo("topk_k8_s0", "trained", "topk", "nano", "nano", "blocks.2.hook_resid_post", 4, 8)
+    return Cell("key", "core", sae, state, "reference", "rev", 42, reason="because")
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Replaces the pipeline by one that ends with the given cells, and the report by nothing."""
+
+    def ends_with(*states: State) -> None:
+        monkeypatch.setattr("bench.run.run", lambda *args: [cell(state) for state in states])
+        monkeypatch.setattr("bench.cli._report", lambda *args: None)
+
+    return ends_with
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["list", "variants"],
+        ["list", "suites", "--json"],
+        ["list", "models"],
+    ],
+)
+def test_nothing_heavy_is_imported_to_help_or_list(command):
+    code = f"""
+import sys
+from bench.cli import main
+try:
+    main({command!r})
+except SystemExit as done:
+    assert not done.code, done.code
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_script_runs_from_a_checkout():
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench.py", "list", "models"],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "nano" in done.stdout, done.stderr
+
+
+def test_list_json_holds_name_summary_and_settings():
+    rows = json.loads(call("list", "suites", "--json").output)
+    assert [row["name"] for row in rows] == registry.names("suites")
+    assert all(row["summary"] for row in rows)
+    assert {"name", "type", "default", "meaning"} == set(rows[0]["config"][0])
+
+
+def test_list_shows_every_model():
+    done = call("list", "models")
+    assert [line.split()[0] for line in done.output.splitlines()] == model_names()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "no_such.yaml"], "does not exist"),
+        (["run", "--suites", "cor"], "did you mean 'core'"),
+        (["run", "--variants", "topkk"], "did you mean 'topk'"),
+        (["run", "--plugin", "none.py"], "is not a Python file"),
+        (["report", "no_such_run"], "is not a run folder"),
+        (["list", "variant"], "variant"),
+        (["import", "no_such.json", "--into", "x"], "no_such.json"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(args, message):
+    done = call(*args)
+    assert done.exit_code == 2
+    assert message in done.output.splitlines()[-1]
+    assert "Traceback" not in done.output
+
+
+def test_a_run_without_failure_exits_0(pipeline):
+    pipeline("ok", "invalid", "skipped")
+    assert call("run").exit_code == 0
+
+
+def test_a_run_with_a_failed_cell_exits_1(pipeline):
+    pipeline("ok", "failed")
+    assert call("run").exit_code == 1
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.preflight.check", lambda *args: None)
+    done = call("run", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "6 SAEs of 768 latents" in done.output
+    assert "core, sparse_probing, absorption, unlearning" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_preflight_refuses(tmp_path):
+    done = call("run", "--dry-run", "--out", Path(__file__) / "below_a_file")
+    assert done.exit_code == 2
+    assert "is a file" in done.output.splitlines()[-1]

@@ -1,0 +1,60 @@
+"""Progress says what is running and how long is left."""
+
+from bench.progress import LOG_EVERY_S, ProgressBar
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def bar(*, is_terminal: bool) -> tuple[ProgressBar, Clock, list[str]]:
+    written: list[str] = []
+    clock = Clock()
+    return ProgressBar(written.append, is_terminal=is_terminal, clock=clock), clock, written
+
+
+def test_time_left_is_elapsed_time_scaled_to_what_is_still_to_do():
+    show, clock, written = bar(is_terminal=True)
+    show("train", 0, 100)
+    assert "estimating" in written[-1]
+    clock.now += 30
+    show("train", 25, 100, "topk")
+    assert "train [######" in written[-1] and "25% 1m30s left | topk" in written[-1]
+
+
+def test_what_was_done_before_the_stage_began_does_not_count_as_speed():
+    show, clock, written = bar(is_terminal=True)
+    show("train", 50, 100)  # resumed
+    clock.now += 10
+    show("train", 75, 100)
+    assert "75% 10s left" in written[-1]
+
+
+def test_a_log_gets_a_line_now_and_then_and_always_the_first_and_last():
+    show, clock, written = bar(is_terminal=False)
+    for i in range(100):
+        show("train", i, 100)
+        clock.now += LOG_EVERY_S / 10
+    show("train", 100, 100)
+    assert 10 <= len(written) <= 12
+    assert "100% took" in written[-1]
+    assert all(line.endswith("\n") and "\r" not in line for line in written)
+
+
+def test_a_new_stage_starts_its_own_clock():
+    show, clock, written = bar(is_terminal=False)
+    show("train", 100, 100)
+    clock.now += 1000
+    show("evaluate", 0, 10)
+    clock.now += 20
+    show("evaluate", 5, 10)
+    assert "evaluate" in written[-1] and "20s left" in written[-1]
+
+
+def test_a_stage_without_work_is_over_at_once():
+    show, _, written = bar(is_terminal=False)
+    show("evaluate", 0, 0)
+    assert "100% took 0s" in written[-1]
