@@ -1,4 +1,4 @@
-"""What suites share while they run: models, data, seeds, folders; and sae_bench made to use them."""
+"""What suites share while they run, models, data, seeds, folders, and sae_bench using them."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class EvalContext:
         return on_side(self.spec, side)
 
     def model(self, side: Side) -> "HookedTransformer":
-        """The loaded model of `side`, without hooks; loaded once. Raises UserError for a bad pair."""
+        """The model of `side`, without hooks, loaded once. Raises UserError for a bad pair."""
         if side not in self._models:
             spec = self.model_spec(side)
             if spec != self.spec:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ class LocalHub:
     def __init__(self, root: Path):
         self.root = root
 
-    @cached_property
+    @property
     def revision(self) -> str:
         """sha256 over every file's path and bytes, the first 16 digits."""
         digest = hashlib.sha256()
@@ -76,7 +76,7 @@ class LocalHub:
 
         One split gives a Dataset (IterableDataset when streaming), no split a dict of all splits.
         `languages` is codeparrot/github-code's own filter; `trust_remote_code` means nothing here.
-        Raises UserError for a file that is not there, TypeError for an option that would be ignored.
+        Raises UserError for a missing file, TypeError for an option that would be ignored.
         """
         if kwargs:
             raise TypeError(f"load_dataset({path!r}): unsupported options {sorted(kwargs)}")
@@ -133,7 +133,7 @@ class RemoteHub:
 
 
 def hub_for(spec: ModelSpec, cache_dir: Path) -> Hub:
-    """The data that belong to a model: nano's own world, written once into `cache_dir`, or the hub."""
+    """The data of a model: nano's own world, written once into `cache_dir`, or the hub's."""
     if spec.world == "nano":
         return LocalHub(_nano_root(cache_dir))
     return RemoteHub(cache_dir / "files")

@@ -177,8 +177,7 @@ def _start(job: SuiteJob) -> _Running:
     job.save(job.work / "job.json")
     with (job.work / LOG_FILE).open("wb") as log:
         process = subprocess.Popen(
-            # -P: the working directory holds a folder sae_bench/, which is not the package
-            [sys.executable, "-P", "-m", "bench.worker", str((job.work / "job.json").resolve())],
+            _command((job.work / "job.json").resolve()),
             cwd=job.work,
             env=os.environ | WORKER_ENVIRONMENT | _import_path(),
             stdin=subprocess.DEVNULL,
@@ -187,6 +186,11 @@ def _start(job: SuiteJob) -> _Running:
             start_new_session=True,
         )
     return _Running(job, process, time.monotonic())
+
+
+def _command(job_file: Path) -> list[str]:
+    # -P: the working directory holds a folder sae_bench/, which is not the package
+    return [sys.executable, "-P", "-m", "bench.worker", str(job_file)]
 
 
 def _import_path() -> dict[str, str]:

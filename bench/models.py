@@ -4,6 +4,7 @@ The table and `resolve` import nothing heavy; `load_model` and `check_pair` do.
 """
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,7 +121,9 @@ def on_side(spec: ModelSpec, side: Side) -> ModelSpec:
     return resolve(spec.instruct)
 
 
-def load_model(spec: ModelSpec, device: str = "cpu", dtype: DType = "float32") -> "HookedTransformer":
+def load_model(
+    spec: ModelSpec, device: str = "cpu", dtype: DType = "float32"
+) -> "HookedTransformer":
     """The model with its tokenizer, weights as published (nothing folded or centred), in eval mode.
 
     `cfg.model_name` is the spec's name. Raises UserError if a local folder is missing.
@@ -128,14 +131,17 @@ def load_model(spec: ModelSpec, device: str = "cpu", dtype: DType = "float32") -
     import torch
 
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    if spec.is_local:
-        model = _load_folder(Path(spec.source), device, torch_dtype)
-    else:
-        from transformer_lens import HookedTransformer
+    with warnings.catch_warnings():
+        # TransformerLens 4 will replace HookedTransformer, which sae_bench is written for
+        warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+        if spec.is_local:
+            model = _load_folder(Path(spec.source), device, torch_dtype)
+        else:
+            from transformer_lens import HookedTransformer
 
-        model = HookedTransformer.from_pretrained_no_processing(
-            spec.source, device=device, dtype=torch_dtype
-        )
+            model = HookedTransformer.from_pretrained_no_processing(
+                spec.source, device=device, dtype=torch_dtype
+            )
     model.cfg.model_name = spec.name
     return model.eval()
 

@@ -50,7 +50,8 @@ def evaluate(job: SuiteJob, suite: "Suite", ctx: "EvalContext") -> None:
                 LOG.info("%s on %s: %.1f s", job.suite, scored.label, scored.wall_s)
                 _write(job, cell, scored, suite.metrics)
         except Exception as error:  # the generator is over: go on with the SAEs behind this one
-            _fail(job, ready.pop(0)[0], error)
+            if ready:
+                _fail(job, ready.pop(0)[0], error)
         else:
             for cell, _ in ready:
                 _fail(job, cell, RuntimeError(f"suite {job.suite!r} gave no result for this SAE"))

@@ -3,13 +3,16 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.context import EvalContext, l0, patched, sae_bench_on, sae_bench_result
 from bench.suite import Metric, SaeHandle, Scored, Suite, Unit
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 MEANS = {
     # ours -> (name in sae_bench's means, name in its per-letter details)
@@ -20,7 +23,7 @@ MEANS = {
 
 
 class AbsorptionSuite(Suite):
-    """First-letter latents that fail to fire where another latent takes over (sae_bench absorption)."""
+    """First-letter latents that stay silent where another takes over (sae_bench absorption)."""
 
     @dataclass(frozen=True)
     class Config:
@@ -68,20 +71,21 @@ class AbsorptionSuite(Suite):
             True,
             "words whose letter latents are silent while another takes over, mean over letters",
         ),
-        Metric("mean_num_split_features", "lower", 1.0, summary="latents per letter"),
+        Metric("mean_num_split_features", "none", 1.0, summary="latents per letter"),
         Metric("n_letters", "none", 0.0, 26.0, summary="letters that count"),
     )
     side = "base"
     hooks = ("hook_resid_post",)
 
     def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored]:
-        """One result per SAE. Raises RuntimeError where too few letters can be read off the model."""
+        """One result per SAE. Raises RuntimeError if the model shows too few letters."""
         for handle in saes:
-            started = time.monotonic()
             if l0(ctx, handle) == 0:
                 # nothing fires, so nothing can be absorbed: 0, the best score there is
                 yield _meaningless(handle.label, "no latent ever fires (L0 = 0)")
                 continue
+            self._train_letter_probes(ctx, _layer(handle))
+            started = time.monotonic()
             scored = self._one(ctx, handle)
             yield scored._replace(wall_s=time.monotonic() - started)
 
@@ -89,13 +93,9 @@ class AbsorptionSuite(Suite):
         import sae_bench.evals.absorption.main as absorption
         from sae_bench.evals.absorption.eval_output import AbsorptionEvalOutput
 
-        layer = int(handle.sae.cfg.metadata.hook_name.split(".")[1])
-        self._train_letter_probes(ctx, layer)
         output = ctx.work / "absorption"
         output.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            stack.enter_context(sae_bench_on(ctx, self.side))  # sae_bench seeds nothing here
-            self._redirect(ctx, stack, absorption)
+        with _seeded(ctx), _redirected(ctx, absorption):
             results = absorption.run_eval(
                 self._sae_bench_config(ctx),
                 [(handle.label, handle.sae)],
@@ -107,29 +107,11 @@ class AbsorptionSuite(Suite):
             raise RuntimeError(self._too_few(ctx, handle.label))
         return _scored(handle.label, sae_bench_result(output, handle.label, AbsorptionEvalOutput))
 
-    def _redirect(self, ctx: EvalContext, stack: ExitStack, absorption: Any) -> None:
-        """Caches go to our folder: by default sae_bench writes them into site-packages."""
-        root = ctx.artifacts / "absorption"
-        sparse = partial(
-            absorption.run_k_sparse_probing_experiment,
-            experiment_dir=root / "k_sparse",
-            probes_dir=root / "probes",
-            verbose=False,
-        )
-        absorbed = partial(
-            absorption.run_feature_absortion_experiment,
-            experiment_dir=root / "feature_absorption",
-            sparse_probing_experiment_dir=root / "k_sparse",
-            probes_dir=root / "probes",
-        )
-        stack.enter_context(patched(absorption, "run_k_sparse_probing_experiment", sparse))
-        stack.enter_context(patched(absorption, "run_feature_absortion_experiment", absorbed))
-
     def _train_letter_probes(self, ctx: EvalContext, layer: int) -> None:
-        """Once per model and layer, so that no SAE's draws depend on who trained the probes."""
+        """Train sae_bench's letter probes once per layer, so that no SAE's draws depend on it."""
         from sae_bench.evals.absorption.common import load_or_train_probe
 
-        with sae_bench_on(ctx, self.side) as model:
+        with _seeded(ctx) as model:
             load_or_train_probe(
                 model,
                 base_template=self.cfg.prompt_template,
@@ -159,6 +141,49 @@ class AbsorptionSuite(Suite):
         )
 
 
+@contextmanager
+def _seeded(ctx: EvalContext) -> Iterator["HookedTransformer"]:
+    """sae_bench on our model and seed, with its words in a fixed order.
+
+    sae_bench stores a seed here and never uses it, and draws words from the tokenizer's vocabulary,
+    whose order a fast tokenizer changes with every call.
+    """
+    import sae_bench.evals.absorption.common as common
+    import sae_bench.evals.absorption.feature_absorption as feature_absorption
+    from sae_bench.evals.absorption.vocab import get_alpha_tokens
+
+    def words(tokenizer: Any) -> list[str]:
+        return sorted(get_alpha_tokens(tokenizer))
+
+    with ExitStack() as stack:
+        for module in (common, feature_absorption):
+            stack.enter_context(patched(module, "get_alpha_tokens", words))
+        yield stack.enter_context(sae_bench_on(ctx, "base"))
+
+
+@contextmanager
+def _redirected(ctx: EvalContext, absorption: Any) -> Iterator[None]:
+    """Caches go to our folder: by default sae_bench writes them into site-packages."""
+    root = ctx.artifacts / "absorption"
+    sparse = partial(
+        absorption.run_k_sparse_probing_experiment,
+        experiment_dir=root / "k_sparse",
+        probes_dir=root / "probes",
+        verbose=False,
+    )
+    absorbed = partial(
+        absorption.run_feature_absortion_experiment,
+        experiment_dir=root / "feature_absorption",
+        sparse_probing_experiment_dir=root / "k_sparse",
+        probes_dir=root / "probes",
+    )
+    with (
+        patched(absorption, "run_k_sparse_probing_experiment", sparse),
+        patched(absorption, "run_feature_absortion_experiment", absorbed),
+    ):
+        yield
+
+
 def _scored(label: str, raw: dict[str, Any]) -> Scored:
     means, letters = raw["eval_result_metrics"]["mean"], raw["eval_result_details"]
     metrics = {name: means[theirs] for name, (theirs, _) in MEANS.items()}
@@ -169,6 +194,10 @@ def _scored(label: str, raw: dict[str, Any]) -> Scored:
         for row in letters
     ]
     return Scored(label, metrics, units, raw)
+
+
+def _layer(handle: SaeHandle) -> int:
+    return int(handle.sae.cfg.metadata.hook_name.split(".")[1])
 
 
 def _meaningless(label: str, reason: str) -> Scored:

@@ -1,4 +1,4 @@
-"""Core: how well the SAE reconstructs activations and keeps the model's behaviour, and how sparsely."""
+"""Core: how well, and how sparsely, the SAE reconstructs activations and keeps behaviour."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ SAE_BENCH_METRICS = {
     "cossim": ("reconstruction_quality", "cossim"),
     "l2_ratio": ("shrinkage", "l2_ratio"),
     "relative_reconstruction_bias": ("shrinkage", "relative_reconstruction_bias"),
-    "l0": ("sparsity", "l0"),
+    "l0_suite": ("sparsity", "l0"),
     "frac_alive": ("misc_metrics", "frac_alive"),
     "saebench060_explained_variance": ("reconstruction_quality", "explained_variance"),
     "saebench060_explained_variance_legacy": (
@@ -77,16 +77,14 @@ class CoreSuite(Suite):
         Metric("cossim", "higher", low=-1.001, high=1.001, summary="mean over tokens"),
         Metric("l2_ratio", "none", low=0.0, summary="|x_hat| / |x|, mean over tokens"),
         Metric("relative_reconstruction_bias", "none", summary="1 = no shrinkage"),
-        Metric("l0", "none", low=0.0, summary="active latents per token"),
+        Metric("l0_suite", "none", low=0.0, summary="active latents per token here"),
         Metric("frac_alive", "higher", low=0.0, high=1.0, summary="latents that fired at all"),
         Metric(
             "saebench060_explained_variance",
             "none",
             summary="takes E[x^2] for E[x], so the mean is not removed",
         ),
-        Metric(
-            "saebench060_explained_variance_legacy", "none", summary="mean of per-token ratios"
-        ),
+        Metric("saebench060_explained_variance_legacy", "none", summary="mean of per-token ratios"),
         Metric("saebench060_mse", "none", low=0.0, summary="divided by the tokens per batch"),
     )
     side = "base"
@@ -135,7 +133,7 @@ class CoreSuite(Suite):
         values["explained_variance"] = moments.explained_variance
         values["mse"] = moments.mse
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        dead = finite["l0"] == 0 and not is_control(handle)
+        dead = finite["l0_suite"] == 0 and not is_control(handle)
         return Scored(
             label=handle.label,
             metrics=finite,
@@ -195,7 +193,9 @@ class Moments:
 
     def _spread(self, batch: BatchMoments) -> float:
         """sum |x - mean|^2 over the batch, with the mean over all batches."""
-        mean = sum(b.x for b in self.batches) / self.n  # [d_in]
+        import torch
+
+        mean = torch.stack([b.x for b in self.batches]).sum(0) / self.n  # [d_in]
         cross = (mean @ batch.x).item()
         return batch.x_squared - 2 * cross + batch.n * (mean @ mean).item()
 
@@ -213,14 +213,11 @@ class Losses:
         self.batches.append((int(mask.sum()), means))
 
     def units(self) -> list[Unit]:
-        """The loss score of each batch."""
-        return [Unit("ce_loss_score", "batch", str(i), _score(m), n) for i, (n, m) in self._scored()]
-
-    def _scored(self) -> list[tuple[int, tuple[int, dict[str, float]]]]:
+        """The loss score of each batch; none where ablation changes nothing."""
         return [
-            (i, batch)
-            for i, batch in enumerate(self.batches)
-            if batch[1]["ce_loss_with_ablation"] != batch[1]["ce_loss_without_sae"]
+            Unit("ce_loss_score", "batch", str(i), _score(means), n)
+            for i, (n, means) in enumerate(self.batches)
+            if means["ce_loss_with_ablation"] != means["ce_loss_without_sae"]
         ]
 
 
@@ -243,9 +240,11 @@ def observed(core: Any, sae: Any, moments: Moments, losses: Losses) -> Iterator[
         with watched(sae, store, kwargs["ignore_tokens"], moments.add):
             return variance(sae, model, store, *args, **kwargs)
 
-    with patched(core, "get_recons_loss", recons_loss):
-        with patched(core, "get_sparsity_and_variance_metrics", variance_metrics):
-            yield
+    with (
+        patched(core, "get_recons_loss", recons_loss),
+        patched(core, "get_sparsity_and_variance_metrics", variance_metrics),
+    ):
+        yield
 
 
 @contextmanager
@@ -269,9 +268,12 @@ def watched(
         add(seen["x"], x_hat, counted(seen["tokens"], ignored))
         return x_hat
 
-    with patched(store, "get_batch_tokens", tokens_of):
-        with patched(sae, "encode", encoded), patched(sae, "decode", decoded):
-            yield
+    with (
+        patched(store, "get_batch_tokens", tokens_of),
+        patched(sae, "encode", encoded),
+        patched(sae, "decode", decoded),
+    ):
+        yield
 
 
 def counted(tokens: "Tensor", ignored: set[int | None]) -> "Tensor":

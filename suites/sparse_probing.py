@@ -82,7 +82,7 @@ class SparseProbingSuite(Suite):
     )
 
     def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored]:
-        """One result per SAE; all are probed on the same texts, whatever their place in the list."""
+        """One result per SAE; all are probed on the same texts, wherever in the list."""
         warm: set[str] = set()
         for handle in saes:
             hook = handle.sae.cfg.metadata.hook_name
@@ -163,7 +163,7 @@ class SparseProbingSuite(Suite):
     def _sae_bench_config(self, ctx: EvalContext) -> Any:
         from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 
-        settings = asdict(self.cfg) | {
+        settings: dict[str, Any] = asdict(self.cfg) | {
             "dataset_names": list(self.cfg.dataset_names),
             "k_values": list(self.cfg.k_values),
         }

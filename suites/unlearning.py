@@ -1,4 +1,4 @@
-"""Unlearning: does clamping the latents of a hazard domain remove its knowledge and nothing else?"""
+"""Unlearning: does clamping the latents of a hazard remove its knowledge and nothing else?"""
 
 import pickle
 import shutil
@@ -24,6 +24,8 @@ CORPUS_FILE = Path("sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl")
 """Where sae_bench opens the forget corpus, below the working directory."""
 PROMPT_NAME = "gemma-2-2b-it"
 """sae_bench 0.6.0 has a prompt for this name (and its 9b sibling) only."""
+MIN_QUESTIONS = 2
+"""Per set: one to choose a setting on, one to measure it on."""
 NO_PASS = f"no setting kept a side accuracy of {GATE}"
 Correct = dict[str, dict[int, float]]
 """Data set -> question id -> 1.0 if answered right."""
@@ -50,7 +52,7 @@ class Setting(NamedTuple):
 
 
 class UnlearningSuite(Suite):
-    """Hazard questions lost when its latents are clamped, side accuracy kept (sae_bench unlearning)."""
+    """Hazard questions lost when its latents are clamped (sae_bench unlearning)."""
 
     @dataclass(frozen=True)
     class Config:
@@ -93,7 +95,9 @@ class UnlearningSuite(Suite):
             1.0,
             summary="the same, setting chosen on one half of the questions, measured on the other",
         ),
-        Metric("side_accuracy", "higher", 0.0, 1.0, summary="benign accuracy of sae_bench's choice"),
+        Metric(
+            "side_accuracy", "higher", 0.0, 1.0, summary="benign accuracy of sae_bench's choice"
+        ),
         Metric("n_settings_passed", "none", 0.0, summary="settings that keep side accuracy 0.99"),
         Metric("n_hazard_questions", "none", 0.0, summary="questions the model answers reliably"),
         Metric("n_side_questions", "none", 0.0, summary="benign questions answered reliably"),
@@ -103,13 +107,14 @@ class UnlearningSuite(Suite):
     datasets = ("cais/wmdp", "cais/mmlu", "wikitext", CORPUS)
 
     def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored]:
-        """One result per SAE. Raises RuntimeError if the model cannot be asked or knows too little."""
+        """One result per SAE. Raises RuntimeError if the model knows too little to be asked."""
         for handle in saes:
-            started = time.monotonic()
             if l0(ctx, handle) == 0:
                 yield _meaningless(handle.label, "no latent ever fires (L0 = 0)")
                 continue
-            scored = self._one(ctx, handle, self._questions(ctx))
+            questions = self._questions(ctx)
+            started = time.monotonic()
+            scored = self._one(ctx, handle, questions)
             yield scored._replace(wall_s=time.monotonic() - started)
 
     def _one(self, ctx: EvalContext, handle: SaeHandle, questions: Path) -> Scored:
@@ -147,18 +152,19 @@ class UnlearningSuite(Suite):
             for name in self.cfg.dataset_names:
                 batch = 2 * self.cfg.llm_batch_size  # as sae_bench batches questions
                 sae_bench_metrics.save_target_question_ids(model, batch, str(folder), name)
-        empty = [n for n in self.cfg.dataset_names if not _ids(folder / "data", "all", n)]
-        if empty:  # sae_bench would fail on an empty batch, after the long part
-            raise RuntimeError(f"no question is right under all 24 orders in: {', '.join(empty)}")
+        _check_enough(folder / "data", self.cfg.dataset_names)
         (folder / "complete").touch()
         return folder / "data"
 
     def _sae_bench_config(self, ctx: EvalContext) -> Any:
         from sae_bench.evals.unlearning.eval_config import UnlearningEvalConfig
 
-        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.cfg).items()}
+        settings: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self.cfg).items()
+        }
         return UnlearningEvalConfig(
-            random_seed=ctx.seed, model_name=PROMPT_NAME, llm_dtype=ctx.dtype, **lists
+            random_seed=ctx.seed, model_name=PROMPT_NAME, llm_dtype=ctx.dtype, **settings
         )
 
 
@@ -187,6 +193,17 @@ def _check_prompt(model: "HookedTransformer", name: str) -> None:
     if ours != theirs:
         raise RuntimeError(
             f"model {name!r}: sae_bench asks questions as {theirs!r}, its chat template is {ours!r}"
+        )
+
+
+def _check_enough(data: Path, datasets: tuple[str, ...]) -> None:
+    """Raise RuntimeError before the long part: sae_bench would fail on an empty batch after it."""
+    counts = {name: len(_ids(data, "all", name)) for name in datasets}
+    few = [f"{name} has {n}" for name, n in counts.items() if n < MIN_QUESTIONS]
+    if few:
+        raise RuntimeError(
+            "too few questions are right under all 24 orders: "
+            f"{', '.join(few)}, at least {MIN_QUESTIONS} are needed"
         )
 
 
