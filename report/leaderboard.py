@@ -92,7 +92,7 @@ def _grid(
             f"{row.run}: {row.label}" if several_runs else row.label,
             str(row.n),
             _shown(row.l0, notes, digits=1),
-            *(_shown(row.values[c], notes) if c in row.values else EMPTY for c in columns),
+            *(_shown(row.values[c], notes) for c in columns),
             ", ".join(row.notes),
         ]
         for row in rows

@@ -1,9 +1,9 @@
 """Every headline metric against L0, one PNG each and all of a setting in one overview."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from report.summary import Column, Row, Setting, Summary
 from report.text import DIRECTIONS, plain, plot_text, world_label
@@ -17,8 +17,16 @@ PANEL = (6.4, 4.4)
 """Inches of one plot without its legend."""
 LEGEND_WIDTH = 2.2
 CONTROL_COLOR = "0.35"
-CONTROL_MARKERS = ("X", "s", "^", "v", "P", "*")
-CONTROL_STYLES = ("--", ":", "-.")
+CONTROL_LOOKS = (("X", "--"), ("s", ":"), ("^", "-."), ("v", (0, (5, 1))), ("P", (0, (1, 3))))
+"""Marker and line style of the first, second, ... control."""
+STYLE = {"grid.color": "0.92", "axes.edgecolor": "0.7"}
+
+
+class _Series(NamedTuple):
+    """What is drawn as one line."""
+
+    role: str
+    variant: str
 
 
 def draw_plots(summary: Summary, folder: Path) -> list[Path]:
@@ -32,10 +40,10 @@ def draw_plots(summary: Summary, folder: Path) -> list[Path]:
     for stale in folder.glob("*.png"):
         stale.unlink()
     paths = []
-    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.9):
+    with sns.axes_style("whitegrid", rc=STYLE), sns.plotting_context("notebook", font_scale=0.9):
         for i, setting in enumerate(summary.settings):
             rows = [row for row in summary.rows if row.setting == setting]
-            columns = [c for c in summary.columns_of(setting) if any(r.points.get(c) for r in rows)]
+            columns = [c for c in summary.columns_of(setting) if any(_shown(rows, c))]
             if not columns:
                 continue
             prefix = f"{i + 1}-{_slug(setting.model)}-" if len(summary.settings) > 1 else ""
@@ -57,9 +65,9 @@ def _figure(columns: list[Column], rows: list[Row], setting: Setting) -> "Figure
     size = (PANEL[0] * across + LEGEND_WIDTH, PANEL[1] * down + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
-    colors = _colors(rows)
+    looks = _looks(rows)
     for panel, column in zip(panels, columns, strict=False):
-        _draw(panel, column, rows, colors)
+        _draw(panel, column, rows, looks)
     for panel in panels[len(columns) :]:
         panel.set_axis_off()
     figure.suptitle(_title(setting), fontsize="medium")
@@ -72,18 +80,26 @@ def _figure(columns: list[Column], rows: list[Row], setting: Setting) -> "Figure
     return figure
 
 
-def _draw(panel: "Axes", column: Column, rows: list[Row], colors: dict[str, Any]) -> None:
-    shown = [row for row in rows if row.points.get(column)]
-    for variant in dict.fromkeys(row.variant for row in shown if row.role == "trained"):
-        _draw_trained(panel, column, _of(shown, "trained", variant), colors[variant])
-    for i, variant in enumerate(dict.fromkeys(r.variant for r in shown if r.role == "control")):
-        _draw_control(panel, column, _of(shown, "control", variant), i)
-    for variant in dict.fromkeys(row.variant for row in shown if row.role == "imported"):
-        _draw_imported(panel, column, _of(shown, "imported", variant), colors[variant])
+def _draw(panel: "Axes", column: Column, rows: list[Row], looks: dict[_Series, Any]) -> None:
+    import seaborn as sns
+
+    shown = list(_shown(rows, column))
+    draw = {"trained": _draw_trained, "control": _draw_control, "imported": _draw_imported}
+    for series in dict.fromkeys(map(_series, shown)):
+        members = [row for row in shown if _series(row) == series]
+        draw[series.role](panel, column, members, looks[series])
     better = DIRECTIONS.get(column.direction)
     panel.set_ylabel(plot_text(column.metric) + (f"\n({better})" if better else ""))
     panel.set_title(plot_text(column.suite), loc="left", fontweight="bold")
     _scale(panel, [p.l0 for row in shown for p in row.points[column] if p.l0])
+    sns.despine(ax=panel)
+
+
+def _shown(rows: list[Row], column: Column) -> Iterator[Row]:
+    """Rows with something to draw; without an L0 only a control has a place, a line across."""
+    for row in rows:
+        if any(p.l0 or row.role == "control" for p in row.points.get(column, ())):
+            yield row
 
 
 def _draw_trained(panel: "Axes", column: Column, rows: list[Row], color: Any) -> None:
@@ -92,7 +108,12 @@ def _draw_trained(panel: "Axes", column: Column, rows: list[Row], color: Any) ->
 
     points = [p for row in rows for p in row.points[column] if p.l0]
     sns.scatterplot(
-        x=[p.l0 for p in points], y=[p.value for p in points], color=color, alpha=0.6, ax=panel
+        x=[p.l0 for p in points],
+        y=[p.value for p in points],
+        color=color,
+        alpha=0.6,
+        legend=False,
+        ax=panel,
     )
     means = [(row.l0.mean, row.values[column].mean) for row in rows]
     line = sorted((x, y) for x, y in means if x and y is not None)
@@ -100,18 +121,18 @@ def _draw_trained(panel: "Axes", column: Column, rows: list[Row], color: Any) ->
     panel.plot([x for x, _ in line], [y for _, y in line], color=color, label=label, zorder=3)
 
 
-def _draw_control(panel: "Axes", column: Column, rows: list[Row], i: int) -> None:
+def _draw_control(panel: "Axes", column: Column, rows: list[Row], look: Any) -> None:
     """Markers at its own L0; a line across where it has none, as for the mean."""
     label = plot_text(f"{rows[0].variant} (control)")
     points = sorted(p for row in rows for p in row.points[column] if p.l0)
-    style = CONTROL_STYLES[i % len(CONTROL_STYLES)]
+    marker, style = look
     if points:
         panel.plot(
             [p.l0 for p in points],
             [p.value for p in points],
             color=CONTROL_COLOR,
             linestyle=style,
-            marker=CONTROL_MARKERS[i % len(CONTROL_MARKERS)],
+            marker=marker,
             linewidth=1,
             label=label,
         )
@@ -140,24 +161,31 @@ def _scale(panel: "Axes", l0s: list[float]) -> None:
     low, high = (min(l0s), max(l0s)) if l0s else (1.0, 100.0)
     margin = max(1.15, (high / low) ** 0.08, 1.6 if high / low < 1.5 else 0)
     panel.set_xlim(low / margin, high * margin)
-    n_decades = max(1.0, high / low) ** 0.5
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6) if n_decades < 30 else (1,)))
+    subs = (1, 1.5, 2, 3, 4, 6, 8) if high / low < 10 else (1, 2, 5)
+    panel.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
-def _of(rows: Iterable[Row], role: str, variant: str) -> list[Row]:
-    return [row for row in rows if row.role == role and row.variant == variant]
+def _series(row: Row) -> _Series:
+    return _Series(row.role, row.variant)
 
 
-def _colors(rows: list[Row]) -> dict[str, Any]:
-    """The same colour for a variant in every plot of a setting."""
+def _looks(rows: list[Row]) -> dict[_Series, Any]:
+    """A colour per variant, a marker and line style per control: the same in every plot."""
     import seaborn as sns
 
-    variants = sorted({row.variant for row in rows if row.role != "control"})
-    palette: Callable[..., list[Any]] = sns.color_palette
-    name = "colorblind" if len(variants) <= 10 else "husl"
-    return dict(zip(variants, palette(name, len(variants)), strict=True))
+    series = sorted({_series(row) for row in rows})
+    variants = sorted({s.variant for s in series if s.role != "control"})
+    palette = sns.color_palette("colorblind" if len(variants) <= 10 else "husl", len(variants))
+    colors = dict(zip(variants, palette, strict=True))
+    controls = [s.variant for s in series if s.role == "control"]
+    return {
+        s: CONTROL_LOOKS[controls.index(s.variant) % len(CONTROL_LOOKS)]
+        if s.role == "control"
+        else colors[s.variant]
+        for s in series
+    }
 
 
 def _title(setting: Setting) -> str:

@@ -97,7 +97,7 @@ class Summary:
         return list(dict.fromkeys(entry.setting.world for entry in shown))
 
     def columns_of(self, setting: Setting) -> list[Column]:
-        """Headline metrics that some SAE of the setting has a result or a reason for."""
+        """Headline metrics of the suites that some SAE of the setting was scored by."""
         rows = [row for row in self.rows if row.setting == setting]
         return [c for c in self.columns if any(c in row.values for row in rows)]
 
@@ -122,7 +122,15 @@ def summarise(runs: Sequence[RunResult]) -> Summary:
         if not _is_invalid(sae):
             groups.setdefault(_recipe(sae), []).append(sae)
     n_invalid = [_recipe(sae) for sae in invalid]
-    rows = [_row(group, columns, n_invalid.count(key)) for key, group in groups.items()]
+    suites = _suites(saes)
+    rows = [
+        _row(
+            group,
+            [c for c in columns if c.suite in suites[_setting(group[0].info)]],
+            n_invalid.count(key),
+        )
+        for key, group in groups.items()
+    ]
     return Summary(
         runs=tuple(run.name for run in runs),
         columns=columns,
@@ -162,6 +170,14 @@ def _is_invalid(sae: _Sae) -> bool:
     return any(cell.state == "invalid" for cell in sae.cells.values())
 
 
+def _suites(saes: list[_Sae]) -> dict[Setting, set[str]]:
+    """Which suites scored any SAE of a setting."""
+    suites: dict[Setting, set[str]] = {}
+    for sae in saes:
+        suites.setdefault(_setting(sae.info), set()).update(sae.cells)
+    return suites
+
+
 def _setting(info: SaeInfo) -> Setting:
     return Setting(info.world, info.model, info.hook_name)
 
@@ -175,9 +191,8 @@ def _without_seed(info: SaeInfo) -> str:
     return info.label.removesuffix(f"_s{info.init_seed}")
 
 
-def _row(saes: list[_Sae], columns: tuple[Column, ...], n_invalid: int) -> Row:
+def _row(saes: list[_Sae], columns: list[Column], n_invalid: int) -> Row:
     info = saes[0].info
-    present = [c for c in columns if any(c.suite in sae.cells for sae in saes)]
     return Row(
         run=saes[0].run,
         setting=_setting(info),
@@ -186,8 +201,8 @@ def _row(saes: list[_Sae], columns: tuple[Column, ...], n_invalid: int) -> Row:
         label=info.label if len(saes) == 1 and not n_invalid else _without_seed(info),
         n=len(saes),
         l0=_l0(saes),
-        values={c: _stat(saes, c) for c in present},
-        points={c: tuple(_points(saes, c)) for c in present},
+        values={c: _stat(saes, c) for c in columns},
+        points={c: tuple(_points(saes, c)) for c in columns},
         notes=_notes(saes, n_invalid),
     )
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.files import write_atomic
 from bench.result import Cell, MetricValue, RunResult
+from report.text import plain
 
 TEXT, WHOLE, NUMBER, FLAG = "object", "Int64", "float64", "bool"
 
@@ -117,4 +118,7 @@ def _metric(cell: Cell, metric: MetricValue) -> dict[str, Any]:
 
 
 def _frame(rows: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    table = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    for name in (name for name, kind in columns.items() if kind == TEXT):
+        table[name] = table[name].map(plain).astype(object)  # one row is one line
+    return table

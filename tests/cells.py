@@ -53,7 +53,7 @@ def failed(
     suite="core", info: SaeInfo | None = None, reason="RuntimeError: boom", **fields
 ) -> Cell:
     """A cell that crashed: its headline metrics are known, their values are not."""
-    return cell(suite, None, info, units=(), state="failed", reason=reason, **fields)
+    return cell(suite, None, info, **({"units": (), "state": "failed", "reason": reason} | fields))
 
 
 def save_run(folder: Path, cells: list[Cell]) -> Path:
