@@ -25,7 +25,14 @@ def lines(found: list[Row]) -> list[str]:
         text.append(f"{row['name']:{width}}  {row['summary']}")
         if row.get("config"):
             settings = ", ".join(f"{s['name']}={s['default']}" for s in row["config"])
-            text.append(fill(f"config: {settings}", LINE_WIDTH, initial_indent=indent, subsequent_indent=indent))
+            text.append(
+                fill(
+                    f"config: {settings}",
+                    LINE_WIDTH,
+                    initial_indent=indent,
+                    subsequent_indent=indent,
+                )
+            )
     return text
 
 

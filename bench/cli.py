@@ -125,6 +125,29 @@ def nano() -> None:
     """The embedded, synthetic nano world."""
 
 
+@nano.command()
+@click.option("--out", type=FILE, help="Folder of the models.  [default: the embedded ones]")
+@click.option("--mini", is_flag=True, help="Every step on a few batches: a check, not a model.")
+def build(out: Path | None, mini: bool) -> None:
+    """Remake tokenizer, base model, instruct model and model card from seed."""
+    from bench.compat import prepare
+
+    prepare()
+    from bench.nano.build import WEIGHTS
+    from bench.nano.build import build as build_pair
+
+    if mini and out is None:
+        raise UserError("out=None: --mini needs --out DIR, or it would replace the embedded models")
+    progress = _progress()
+
+    def report(phase: str, step: int, steps: int, loss: float) -> None:
+        progress(phase, step, steps, f"loss {loss:.3f}")
+
+    folder = out or WEIGHTS
+    build_pair(folder, mini=mini, report=report)
+    click.echo(f"models and card: {folder}")
+
+
 def _report(folders: Sequence[Path], out: Path) -> None:
     from report.build import build_report
 
