@@ -70,10 +70,13 @@ def sae_bench_on(ctx: EvalContext, side: Side) -> Iterator["HookedTransformer"]:
     """
     import importlib
 
+    import jaxtyping
     from transformer_lens import HookedTransformer
 
     model = ctx.model(side)
     with ExitStack() as stack:
+        # JAXTYPING_DISABLE is read once, too early where something else imported jaxtyping first
+        stack.enter_context(patched(jaxtyping.config, "jaxtyping_disable", True))
         stack.enter_context(process_state(ctx.seed))
         stack.enter_context(working_directory(ctx.work))
         for name in LOAD_DATASET:

@@ -26,6 +26,8 @@ POLL_S = 0.2
 REPORT_EVERY_S = 1.0
 LOG_FILE = "log.txt"
 LAST_LINES = 15
+SCRATCH = ("artifacts", "scratch")
+"""Folders of a process; sae_bench's activation caches in them can take 100 GB."""
 WORKER_ENVIRONMENT = {
     # a thread per process: the processes are the parallelism, and sums keep their order
     "OMP_NUM_THREADS": "1",
@@ -148,8 +150,8 @@ class _Running:
             if not (cell.folder / CELL_FILE).is_file():
                 LOG.error("%s on %s: %s", self.job.suite, cell.sae.label, self._why())
                 failed(self.job, cell, self._why(), tail).save(cell.folder)
-        # sae_bench's activation caches can take 100 GB
-        shutil.rmtree(self.job.work / "artifacts", ignore_errors=True)
+        for folder in SCRATCH:
+            shutil.rmtree(self.job.work / folder, ignore_errors=True)
 
     def kill(self) -> None:
         """End the process and everything that it started."""

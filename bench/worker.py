@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench import compat, registry
 from bench.errors import UserError
-from bench.executor import SuiteJob, failed
+from bench.executor import SCRATCH, SuiteJob, failed
 from bench.files import write_atomic
 from bench.keys import versions
 from bench.ledger import PlannedCell
@@ -159,8 +159,8 @@ def _context(job: SuiteJob) -> "EvalContext":
         spec=spec,
         hub=hub,
         seed=job.seed,
-        work=job.work / "scratch",
-        artifacts=job.work / "artifacts",
+        work=job.work / SCRATCH[1],
+        artifacts=job.work / SCRATCH[0],
         device=job.device,
         dtype=job.dtype,
     )

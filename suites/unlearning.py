@@ -218,7 +218,7 @@ def _settings(results: Path, questions: Path) -> list[Setting]:
     from sae_bench.evals.unlearning.main import get_params
 
     settings = []
-    for file in sorted(results.glob("*.pkl")):
+    for file in results.glob("*.pkl"):
         multiplier, n_features, _, threshold = get_params(file.name)  # type: ignore[misc]
         answers = pickle.loads(file.read_bytes())
         answers.pop("ablate_params")
@@ -227,7 +227,7 @@ def _settings(results: Path, questions: Path) -> list[Setting]:
             for name, a in answers.items()
         }
         settings.append(Setting(int(multiplier), int(n_features), float(threshold), correct))
-    return settings
+    return sorted(settings, key=lambda s: (s.multiplier, s.n_features, s.retain_threshold))
 
 
 def _best(settings: list[Setting], asked: Callable[[str, int], bool]) -> Setting | None:

@@ -80,14 +80,21 @@ def save_checkpoint(
     tokenizer().save_pretrained(path)
 
 
-def make_sae(*, d_sae: int = D_SAE, seed: int = 0, b_enc: float = 0.0, b_dec: float = 0.1) -> Any:
+def make_sae(
+    *,
+    d_in: int = D_MODEL,
+    d_sae: int = D_SAE,
+    seed: int = 0,
+    b_enc: float = 0.0,
+    b_dec: float = 0.1,
+) -> Any:
     """A random ReLU SAE with unit decoder rows; a very negative `b_enc` never fires."""
     import torch
     from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
     generator = torch.Generator().manual_seed(seed)
-    sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=d_sae, dtype="float32", device="cpu"))
-    rows = torch.randn(d_sae, D_MODEL, generator=generator)
+    sae = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=d_sae, dtype="float32", device="cpu"))
+    rows = torch.randn(d_sae, d_in, generator=generator)
     with torch.no_grad():
         sae.W_dec.copy_(rows / rows.norm(dim=-1, keepdim=True))
         sae.W_enc.copy_(sae.W_dec.T)
