@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bench import compat, registry
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.models import check_pair, on_side, resolve
+from bench.strict import build
 
 MIN_FREE_BYTES = 2 * 1024**3
 """sae_bench's activation caches alone take up to 250 MB per suite on the smallest model."""
@@ -15,6 +17,7 @@ MIN_FREE_BYTES = 2 * 1024**3
 
 def check(config: RunConfig, out: Path) -> None:
     """Raise one UserError that lists everything that would make the run fail later."""
+    compat.prepare()
     problems = [*_out(out), *_models(config), *_plugins(config), *_device(config.device)]
     if problems:
         raise UserError("; ".join(problems))
@@ -47,17 +50,22 @@ def _models(config: RunConfig) -> Iterator[str]:
 
 
 def _plugins(config: RunConfig) -> Iterator[str]:
-    """Each plugin is imported once here, so that one broken at line 3 does not fail after hours."""
-    wanted = [("variants", v.name) for v in config.variants] + [("suites", s) for s in config.suites]
-    for kind, name in dict.fromkeys(wanted):
+    """Each plugin is imported and its settings made once, so that a broken one fails here."""
+    used: list[tuple[registry.Kind, str, dict[str, Any], str]] = [
+        ("variants", v.name, v.config, f"variants[{i}].config")
+        for i, v in enumerate(config.variants)
+    ]
+    used += [("suites", name, fields, f"suites.{name}") for name, fields in config.suites.items()]
+    for kind, name, fields, where in used:
         try:
-            registry.load(kind, name)
+            build(registry.load(kind, name).Config, fields, where)
         except UserError as error:
             yield str(error)
+        except ValueError as error:  # what a Config says of a value that it does not accept
+            yield f"{where}: {error}"
 
 
 def _device(device: str) -> Iterator[str]:
-    compat.prepare()
     import torch
 
     kind, _, index = device.partition(":")

@@ -16,6 +16,7 @@ import bench
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OFFLINE = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index")
 PACKAGES = ("bench", "variants", "suites", "report", "configs")
 
 
@@ -38,8 +39,7 @@ def wheel(tmp_path_factory) -> list[str]:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-        + ["--no-index", "-q", "-w", str(out), str(source)],
+        [sys.executable, "-m", "pip", "wheel", str(source), f"--wheel-dir={out}", *OFFLINE],
         capture_output=True,
         text=True,
         check=False,
