@@ -60,7 +60,7 @@ def leaderboard_table(summary: Summary) -> pd.DataFrame:
     rows += [_csv_invalid(sae) for sae in summary.invalid]
     head = ["run", "world", "model", "hook_name", "role", "label", "variant", "n", "l0", "l0_sd"]
     metrics = [f"{c.suite}.{c.metric}{end}" for c in summary.columns for end in ("", "_sd")]
-    return pd.DataFrame(rows, columns=[*head, *metrics, "state", "notes"])
+    return pd.DataFrame(rows, columns=pd.Index([*head, *metrics, "state", "notes"]))
 
 
 class _Footnotes:

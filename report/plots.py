@@ -106,15 +106,8 @@ def _draw_trained(panel: "Axes", column: Column, rows: list[Row], color: Any) ->
     """A point per SAE, and a line through the means over seeds."""
     import seaborn as sns
 
-    points = [p for row in rows for p in row.points[column] if p.l0]
-    sns.scatterplot(
-        x=[p.l0 for p in points],
-        y=[p.value for p in points],
-        color=color,
-        alpha=0.6,
-        legend=False,
-        ax=panel,
-    )
+    x, y = _placed(rows, column)
+    sns.scatterplot(x=x, y=y, color=color, alpha=0.6, legend=False, ax=panel)
     means = [(row.l0.mean, row.values[column].mean) for row in rows]
     line = sorted((x, y) for x, y in means if x and y is not None)
     label = plot_text(rows[0].variant)
@@ -124,32 +117,24 @@ def _draw_trained(panel: "Axes", column: Column, rows: list[Row], color: Any) ->
 def _draw_control(panel: "Axes", column: Column, rows: list[Row], look: Any) -> None:
     """Markers at its own L0; a line across where it has none, as for the mean."""
     label = plot_text(f"{rows[0].variant} (control)")
-    points = sorted(p for row in rows for p in row.points[column] if p.l0)
     marker, style = look
-    if points:
-        panel.plot(
-            [p.l0 for p in points],
-            [p.value for p in points],
-            color=CONTROL_COLOR,
-            linestyle=style,
-            marker=marker,
-            linewidth=1,
-            label=label,
-        )
+    x, y = _placed(rows, column)
+    if x:
+        panel.plot(x, y, c=CONTROL_COLOR, ls=style, marker=marker, lw=1, label=label)
     for value in {p.value for row in rows for p in row.points[column] if not p.l0}:
-        panel.axhline(value, color=CONTROL_COLOR, linestyle=style, linewidth=1.2, label=label)
+        panel.axhline(value, c=CONTROL_COLOR, ls=style, lw=1.2, label=label)
 
 
 def _draw_imported(panel: "Axes", column: Column, rows: list[Row], color: Any) -> None:
-    points = [p for row in rows for p in row.points[column] if p.l0]
-    panel.scatter(
-        [p.l0 for p in points],
-        [p.value for p in points],
-        color=color,
-        marker="D",
-        edgecolor="white",
-        label=plot_text(f"{rows[0].variant} (imported)"),
-    )
+    x, y = _placed(rows, column)
+    label = plot_text(f"{rows[0].variant} (imported)")
+    panel.scatter(x, y, color=color, marker="D", edgecolor="white", label=label)
+
+
+def _placed(rows: list[Row], column: Column) -> tuple[list[float], list[float]]:
+    """L0 and value of every SAE that has both, by L0; an L0 of 0 has no place on a log axis."""
+    placed = sorted((p.l0, p.value) for row in rows for p in row.points[column] if p.l0)
+    return [x for x, _ in placed], [y for _, y in placed]
 
 
 def _scale(panel: "Axes", l0s: list[float]) -> None:

@@ -85,7 +85,7 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     raw[numbers] = raw[numbers].replace("", None)
     flags = [name for name, kind in columns.items() if kind == FLAG]
     raw[flags] = raw[flags] == "True"
-    return raw.astype(columns)[list(columns)]
+    return raw.astype(columns).loc[:, list(columns)]
 
 
 def _rows(run: str, cell: Cell) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def _metric(cell: Cell, metric: MetricValue) -> dict[str, Any]:
 
 
 def _frame(rows: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=list(columns)).astype(columns)
+    table = pd.DataFrame(rows, columns=pd.Index(columns)).astype(columns)
     for name in (name for name, kind in columns.items() if kind == TEXT):
         table[name] = table[name].map(plain).astype(object)  # one row is one line
     return table

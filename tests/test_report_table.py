@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
@@ -82,7 +82,7 @@ def test_text_that_looks_like_a_missing_value_stays_text(tmp_path):
     assert_frame_equal(back, table)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])
 @given(st.lists(any_cell, max_size=2), st.text(max_size=10))
 def test_a_table_read_back_is_the_table_that_was_written(tmp_path_factory, cells, name):
     folder = tmp_path_factory.mktemp("table")

@@ -5,7 +5,7 @@ import math
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import UserError
@@ -61,7 +61,7 @@ cells = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])
 @given(cells)
 def test_a_cell_read_back_is_the_cell_that_was_saved(tmp_path_factory, saved):
     folder = tmp_path_factory.mktemp("cell")
