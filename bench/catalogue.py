@@ -4,13 +4,13 @@ from textwrap import fill
 from typing import Any, Literal
 
 from bench import models, registry
-from bench.registry import Kind
 
 LINE_WIDTH = 100
+Listed = Literal["variants", "suites", "models"]
 Row = dict[str, Any]
 
 
-def rows(kind: Kind | Literal["models"]) -> list[Row]:
+def rows(kind: Listed) -> list[Row]:
     """One JSON-like row per variant, suite or model."""
     if kind == "models":
         return [_model(models.resolve(name)) for name in models.names()]

@@ -10,7 +10,7 @@ import click
 
 from bench import __version__
 from bench.errors import UserError
-from bench.registry import Kind
+from bench.catalogue import Listed, lines, rows
 
 if TYPE_CHECKING:
     from bench.progress import Progress
@@ -88,14 +88,12 @@ def run(
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice([*get_args(Kind), "models"]))
+@click.argument("kind", type=click.Choice(get_args(Listed)))
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def list_(kind: str, as_json: bool) -> None:
+def list_(kind: Listed, as_json: bool) -> None:
     """List the variants, suites or models that exist, with their settings."""
-    from bench import catalogue
-
-    rows = catalogue.rows(kind)
-    click.echo(json.dumps(rows, indent=1) if as_json else "\n".join(catalogue.lines(rows)))
+    found = rows(kind)
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
 
 
 @main.command()

@@ -51,18 +51,19 @@ def _models(config: RunConfig) -> Iterator[str]:
 
 def _plugins(config: RunConfig) -> Iterator[str]:
     """Each plugin is imported and its settings made once, so that a broken one fails here."""
-    used: list[tuple[registry.Kind, str, dict[str, Any], str]] = [
-        ("variants", v.name, v.config, f"variants[{i}].config")
-        for i, v in enumerate(config.variants)
-    ]
-    used += [("suites", name, fields, f"suites.{name}") for name, fields in config.suites.items()]
-    for kind, name, fields, where in used:
-        try:
-            build(registry.load(kind, name).Config, fields, where)
-        except UserError as error:
-            yield str(error)
-        except ValueError as error:  # what a Config says of a value that it does not accept
-            yield f"{where}: {error}"
+    for i, variant in enumerate(config.variants):
+        yield from _settings("variants", variant.name, variant.config, f"variants[{i}].config")
+    for name, fields in config.suites.items():
+        yield from _settings("suites", name, fields, f"suites.{name}")
+
+
+def _settings(kind: registry.Kind, name: str, fields: dict[str, Any], where: str) -> Iterator[str]:
+    try:
+        build(registry.load(kind, name).Config, fields, where)
+    except UserError as error:
+        yield str(error)
+    except ValueError as error:  # what a Config says of a value that it does not accept
+        yield f"{where}: {error}"
 
 
 def _device(device: str) -> Iterator[str]:

@@ -75,7 +75,7 @@ def describe(kind: Kind, name: str) -> Plugin:
     )
 
 
-def load(kind: Kind, name: str) -> type:
+def load(kind: Kind, name: str) -> Any:
     """The one Variant or Suite class that the plugin's file defines."""
     path = _path(kind, name)
     base = getattr(importlib.import_module(BASES[kind][0]), BASES[kind][1])
@@ -128,7 +128,7 @@ def _path(kind: Kind, name: str) -> Path:
 
 def _kind_of(path: Path) -> Kind:
     tree = _parse(path)
-    kinds = [kind for kind, (_, base) in BASES.items() if source.subclasses(tree, base)]
+    kinds: list[Kind] = [k for k, (_, base) in BASES.items() if source.subclasses(tree, base)]
     if len(kinds) != 1:
         raise UserError(f"{path}: must define one subclass of Variant or one of Suite")
     return kinds[0]

@@ -1,0 +1,94 @@
+"""What would fail after hours is refused in seconds, everything at once."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from bench import models, preflight
+from bench.config import RunConfig, TrainConfig, VariantConfig
+from bench.errors import UserError
+from tests.samples import VARIANT
+
+CONFIG = RunConfig(
+    name="mine",
+    model="nano",
+    hook_name="blocks.2.hook_resid_post",
+    train=TrainConfig(d_sae=64, tokens=10_000),
+    variants=(VariantConfig("mine"),),
+)
+SIDED = """
+    from bench.suite import Suite
+    from bench.variant import NoConfig
+    class Chat(Suite):
+        \"\"\"Needs the instruct model.\"\"\"
+        Config = NoConfig
+        metrics = ()
+        side = "instruct"
+        def run(self, ctx, saes): yield from ()
+"""
+
+
+@pytest.fixture
+def problems(plugins, monkeypatch, tmp_path):
+    """The complaints of preflight about CONFIG with changes, on a model whose files are there."""
+    plugins("variants/mine.py", VARIANT)
+    plugins("suites/chat.py", SIDED)
+    specs = {n: replace(models.resolve(n), source=str(tmp_path)) for n in ("nano", "nano-it")}
+    specs["alone"] = replace(specs["nano"], name="alone", instruct=None)
+    specs["gone"] = replace(specs["nano"], name="gone", source=str(tmp_path / "none"))
+    monkeypatch.setattr(models, "MODELS", specs)
+    monkeypatch.setattr(preflight, "check_pair", lambda *args: None)
+
+    def complain(**changes) -> str:
+        out = changes.pop("out", tmp_path / "run")
+        try:
+            preflight.check(replace(CONFIG, **changes), out)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    return complain
+
+
+def test_a_good_run_passes(problems):
+    assert problems(suites={"chat": {}}) == ""
+
+
+def test_missing_model_files_name_the_command_that_makes_them(problems):
+    assert "make it with `nano build`" in problems(model="gone")
+
+
+def test_a_suite_for_chat_needs_an_instruct_sibling(problems):
+    found = problems(model="alone", suites={"chat": {}})
+    assert found.startswith("suites.chat: model='alone': has no instruct sibling")
+    assert problems(model="alone") == ""
+
+
+def test_a_full_disk_is_seen_before_the_work(problems, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "1.0 GB free, needs 2.1 GB" in problems()
+
+
+def test_a_run_folder_below_a_file_is_refused(problems, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in problems(out=tmp_path / "file" / "run")
+
+
+def test_settings_that_the_plugin_refuses_are_refused(problems, plugins):
+    check = (
+        "def __post_init__(self):\n                raise ValueError('k is odd')\n\n        knob ="
+    )
+    plugins("variants/picky.py", VARIANT.replace("knob =", f"    {check}"))
+    found = problems(variants=(VariantConfig("picky", {"k": 3}),))
+    assert found == "variants[0].config: k is odd"
+
+
+def test_a_device_that_is_not_there_is_refused(problems):
+    assert "this machine has" in problems(device="cuda:99")
+
+
+def test_all_problems_are_told_at_once(problems):
+    found = problems(model="gone", device="cuda:99")
+    assert "nano build" in found and "cuda:99" in found and "\n" not in found
