@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from bench import __version__
-from bench.errors import UserError
 from bench.catalogue import Listed, lines, rows
+from bench.errors import UserError
 
 if TYPE_CHECKING:
     from bench.progress import Progress
