@@ -4,7 +4,6 @@ A file without the expected form is refused in one line, before anything is writ
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,6 @@ from bench.result import MANIFEST_FILE, STORE, Cell, RunResult, load_run, write_
 from bench.saebench_cell import to_cell
 from bench.saebench_json import FORMATS
 from bench.strict import unknown
-
-log = logging.getLogger(__name__)
 
 
 class Imported(NamedTuple):
@@ -42,8 +39,6 @@ def import_path(path: Path, into: Path) -> Imported:
     old = zip(run.cells, run.folders, strict=True)
     kept = [folder for cell, folder in old if (cell.sae.label, cell.suite) not in new]
     write_manifest(into, run.name, [*kept, *(store / cell.cell_key for cell in cells)])
-    for reason in skipped:
-        log.warning("not imported: %s", reason)
     return Imported(cells, skipped)
 
 

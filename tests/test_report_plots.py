@@ -130,7 +130,7 @@ def test_what_is_not_ok_is_not_drawn():
     assert [line.get_label() for line in panel.get_lines()] == ["topk"]
 
 
-@pytest.mark.parametrize("variant", ["$x_{", "_hidden", "a\nb\x1b", "très"])
+@pytest.mark.parametrize("variant", ["$x_{$", "_hidden", "a\nb\x1b", "très"])
 def test_any_variant_name_can_be_drawn_and_is_in_the_legend(tmp_path, variant):
     panel, figure = panel_of([cell("core", 0.9, sae(variant=variant))])
     figure.savefig(tmp_path / "x.png")
