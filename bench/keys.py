@@ -38,7 +38,7 @@ class CellContent:
     suite: str
     suite_config: dict[str, Any]
     sources: tuple[str, ...]
-    """Source keys of the suite, of the variant and of the worker that runs the suite."""
+    """Source keys of the suite and of the worker that runs it; `sae` holds the variant's."""
     data_revision: str
     model: str
     """Hash of the language models' files, or their hub ids."""
@@ -59,7 +59,6 @@ def content_key(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-@cache
 def file_key(path: Path) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as file:
@@ -74,7 +73,6 @@ def folder_key(folder: Path) -> str:
     return content_key([(p.relative_to(folder).as_posix(), file_key(p)) for p in files])
 
 
-@cache
 def source_key(path: Path) -> str:
     """Hash of a source file and of every module of ours that it imports, also indirectly."""
     seen: dict[Path, str] = {}

@@ -1,9 +1,8 @@
 """A config and trained SAEs become cells with content keys, and cells become one job per suite."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bench import registry
 from bench.checkpoint import read_info, read_record
@@ -20,10 +19,12 @@ def plan_cells(
     config: RunConfig, spec: ModelSpec, data_revision: str, sae_dirs: Sequence[Path], store: Path
 ) -> list[PlannedCell]:
     """Every suite on every SAE, suite by suite; the cells' folders lie below `store`."""
+    records = [read_record(sae_dir) for sae_dir in sae_dirs]
     cells = []
     for suite in config.suites:
-        for sae_dir in sae_dirs:
-            key = _content(config, spec, data_revision, suite, sae_dir).key()
+        content = _content(config, spec, data_revision, suite)
+        for sae_dir, record in zip(sae_dirs, records):
+            key = replace(content, sae=record).key()
             cells.append(PlannedCell(key, suite, read_info(sae_dir), sae_dir, store / key))
     return cells
 
@@ -53,14 +54,13 @@ def suite_jobs(
     return jobs
 
 
-def _content(
-    config: RunConfig, spec: ModelSpec, data_revision: str, suite: str, sae_dir: Path
-) -> CellContent:
+def _content(config: RunConfig, spec: ModelSpec, data_revision: str, suite: str) -> CellContent:
+    """What decides the cells of a suite, for no SAE yet."""
     plugin = registry.describe("suites", suite)
     return CellContent(
-        sae=read_record(sae_dir),
+        sae={},
         suite=suite,
-        suite_config=_as_written(config.suites[suite]),
+        suite_config=config.suites[suite],
         sources=(source_key(plugin.path), source_key(WORKER)),
         data_revision=data_revision,
         model=_model_key(on_side(spec, plugin.attributes["side"])),
@@ -75,8 +75,3 @@ def _content(
 def _model_key(spec: ModelSpec) -> str:
     source = folder_key(Path(spec.source)) if spec.is_local else spec.source
     return content_key([spec.name, source])
-
-
-def _as_written(fields: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON knows them; defaults come from the suite's source, which is hashed too."""
-    return json.loads(json.dumps(fields))

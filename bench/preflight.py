@@ -3,12 +3,11 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bench import compat, registry
 from bench.config import RunConfig
 from bench.errors import UserError
-from bench.models import check_pair, on_side, resolve
+from bench.models import ModelSpec, check_pair, on_side, resolve
 from bench.strict import build
 
 MIN_FREE_BYTES = 2 * 1024**3
@@ -36,7 +35,7 @@ def _out(out: Path) -> Iterator[str]:
 def _models(config: RunConfig) -> Iterator[str]:
     """The model's files, and for each suite the other side of the pair."""
     spec = resolve(config.model)
-    if spec.is_local and not Path(spec.source).is_dir():
+    if not _is_there(spec):
         yield f"model={spec.name!r}: {spec.source} is missing, make it with `nano build`"
         return
     for suite in config.suites:
@@ -51,19 +50,25 @@ def _models(config: RunConfig) -> Iterator[str]:
 
 def _plugins(config: RunConfig) -> Iterator[str]:
     """Each plugin is imported and its settings made once, so that a broken one fails here."""
-    for i, variant in enumerate(config.variants):
-        yield from _settings("variants", variant.name, variant.config, f"variants[{i}].config")
-    for name, fields in config.suites.items():
-        yield from _settings("suites", name, fields, f"suites.{name}")
+    from bench.roster import roster
 
-
-def _settings(kind: registry.Kind, name: str, fields: dict[str, Any], where: str) -> Iterator[str]:
+    spec = resolve(config.model)
     try:
-        build(registry.load(kind, name).Config, fields, where)
+        if _is_there(spec):
+            roster(config, spec, data_revision="")
     except UserError as error:
         yield str(error)
-    except ValueError as error:  # what a Config says of a value that it does not accept
-        yield f"{where}: {error}"
+    for name, fields in config.suites.items():
+        try:
+            build(registry.load("suites", name).Config, fields, f"suites.{name}")
+        except UserError as error:
+            yield str(error)
+        except ValueError as error:  # what a Config says of a value that it does not accept
+            yield f"suites.{name}: {error}"
+
+
+def _is_there(spec: ModelSpec) -> bool:
+    return not spec.is_local or Path(spec.source).is_dir()
 
 
 def _device(device: str) -> Iterator[str]:

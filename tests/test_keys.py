@@ -61,24 +61,17 @@ def test_a_source_key_covers_what_the_source_imports(tmp_path, monkeypatch):
     models.write_text("from bench import context")  # a circle must end
     unrelated.write_text("")
 
-    def key() -> str:
-        keys.source_key.cache_clear()
-        keys.file_key.cache_clear()
-        return keys.source_key(suite)
-
-    first = key()
+    first = keys.source_key(suite)
     unrelated.write_text("x = 1")
-    assert key() == first
+    assert keys.source_key(suite) == first
     models.write_text("from bench import context\nx = 1")
-    assert key() != first
-    keys.file_key.cache_clear()
+    assert keys.source_key(suite) != first
 
 
 def test_a_folder_key_covers_names_and_bytes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "w.bin").write_bytes(b"1")
     first = keys.folder_key(tmp_path)
-    keys.file_key.cache_clear()
     (tmp_path / "a" / "w.bin").write_bytes(b"2")
     assert keys.folder_key(tmp_path) != first
     (tmp_path / "a" / "w.bin").rename(tmp_path / "a" / "v.bin")

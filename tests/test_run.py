@@ -1,0 +1,103 @@
+"""The whole pipeline on a tiny model, with a real suite process: nothing is computed twice."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import datasets, models, registry
+from bench.config import ControlConfig, RunConfig, TrainConfig, VariantConfig, load_config
+from bench.result import Cell, load_run
+from bench.run import outline, run, save_config
+from tests import tiny
+
+SUITE = '''
+from bench.suite import Metric, Scored, Suite
+from bench.variant import NoConfig
+
+class Rows(Suite):
+    """Counts decoder rows; cannot score the mean."""
+
+    Config = NoConfig
+    metrics = (Metric("n_rows", "higher", headline=True),)
+    side = "base"
+
+    def run(self, ctx, saes):
+        for handle in saes:
+            if handle.label.startswith("mean"):
+                raise ArithmeticError("no mean")
+            yield Scored(handle.label, {"n_rows": float(len(handle.sae.W_dec))}, [], None)
+'''
+CONFIG = RunConfig(
+    name="mine",
+    model="nano",
+    hook_name=tiny.HOOK,
+    train=TrainConfig(d_sae=32, tokens=2_000, batch_size=256, context_size=32, heldout_tokens=256),
+    variants=(VariantConfig("topk", {"k": 4}),),
+    controls=(ControlConfig("random", 4.0),),
+    suites={"rows": {}},
+)
+
+
+@pytest.fixture
+def go(monkeypatch, tmp_path):
+    """Runs CONFIG with changes into one folder; returns the cells and how many were computed."""
+    plugin = tmp_path / "rows.py"
+    plugin.write_text(SUITE)
+    monkeypatch.setenv(registry.PLUGINS_ENV, str(plugin))
+    base, instruct = tiny.pair()
+    monkeypatch.setattr(models, "MODELS", {"nano": base, "nano-it": instruct})
+    monkeypatch.setattr(datasets, "hub_for", lambda *args: datasets.LocalHub(tiny.data()))
+    out = tmp_path / "results" / "mine"
+
+    def start(**changes) -> tuple[list[Cell], int]:
+        before = {path: path.stat().st_mtime_ns for path in out.parent.glob(".store/*/cell.json")}
+        cells = run(replace(CONFIG, **changes), out, lambda *args: None)
+        after = {path: path.stat().st_mtime_ns for path in out.parent.glob(".store/*/cell.json")}
+        return cells, sum(before.get(path) != time for path, time in after.items())
+
+    start.out, start.plugin = out, plugin  # type: ignore[attr-defined]
+    return start
+
+
+def test_every_sae_is_trained_scored_and_reported(go):
+    cells, n_computed = go()
+    assert [(c.sae.label, c.state, c.metrics[0].value) for c in cells] == [
+        ("topk_k4_s0", "ok", 32.0),
+        ("random_target4_s0", "ok", 32.0),
+    ], [c.detail for c in cells]
+    assert n_computed == 2
+    assert load_run(go.out).cells == tuple(cells)
+    assert yaml.safe_load((go.out / "config.yaml").read_text())["train"]["d_sae"] == 32
+
+
+def test_what_is_finished_is_not_computed_again_and_what_changed_is(go):
+    assert go()[1] == 2
+    assert go()[1] == 0
+    assert go(eval_seed=43)[1] == 2
+    assert go(controls=(*CONFIG.controls, ControlConfig("mean")))[1] == 1
+    go.plugin.write_text(SUITE.replace("Counts", "Still counts"))
+    assert go()[1] == 2
+
+
+def test_a_failure_stays_in_its_cell_and_is_tried_again(go):
+    controls = (ControlConfig("mean"), ControlConfig("random", 4.0))
+    cells, _ = go(controls=controls)
+    assert [c.state for c in cells] == ["ok", "failed", "ok"]
+    assert cells[1].reason == "ArithmeticError: no mean"
+    ledger = json.loads((go.out / "ledger.json").read_text())["cells"]
+    assert [row["state"] for row in ledger] == ["ok", "failed", "ok"]
+    assert go(controls=controls)[1] == 1
+
+
+def test_a_saved_config_is_the_config(tmp_path):
+    config = load_config(Path(__file__).parents[1] / "configs" / "nano.yaml")
+    save_config(config, tmp_path)
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_the_outline_counts_cells():
+    lines = outline(replace(CONFIG, seeds=(0, 1), suites={"a": {}, "b": {}}))
+    assert lines[-1] == "cells     8"  # 2 SAEs x 2 seeds x 2 suites
