@@ -6,7 +6,7 @@ if every word gave the class away, even a random dictionary would probe perfectl
 
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bench.nano import lexicon
 from bench.nano.words import LETTERS
@@ -14,6 +14,7 @@ from bench.nano.world import Fact, Question, World, make_question
 
 FACTS_PER_DOCUMENT = 6
 LIST_LETTERS = "ABCD"
+LOOKUPS = 12
 QUIZ_HEADER = "The following are multiple choice questions (with answers) about {subject}.\n"
 CHAT = "<start_of_turn>user\n{user}<end_of_turn>\n<start_of_turn>model\n{model}<end_of_turn>\n"
 
@@ -50,9 +51,7 @@ def biography(rng: random.Random, world: World, profession: int, gender: int) ->
     body = rng.sample(telling, 2) + rng.sample(filler, 3)
     rng.shuffle(body)
     text = f"{name} {family} was born in {rng.choice(world.towns)}. " + " ".join(body)
-    return Document(
-        text, "biography", {"profession": title, "gender": ("male", "female")[gender]}
-    )
+    return Document(text, "biography", {"profession": title, "gender": ("male", "female")[gender]})
 
 
 def review(rng: random.Random, world: World, category: int, rating: float) -> Document:
@@ -161,20 +160,34 @@ def letter_page(rng: random.Random, words_by_letter: dict[str, list[str]]) -> Do
     return Document(text, "letter_page", {"first_letter": letter})
 
 
-def lettered_list(rng: random.Random, world: World, n_lookups: int = 9) -> Document:
-    """A list A to D, then its items again with their letters: how a list is read."""
+def lettered_list(
+    rng: random.Random, world: World, style: Literal["echo", "short", "full"] = "full"
+) -> Document:
+    """A list A to D and its items again with their letters: how a list is read.
+
+    `echo` repeats each letter behind its item, `short` and `full` look items up afterwards, as
+    " item B" and as an answer " item (B)".
+    """
     if rng.random() < 0.6:
         domain = rng.choice(list(lexicon.DOMAINS))
         relation = rng.choice(list(lexicon.DOMAINS[domain].relations.values()))
         items = rng.sample(relation.values, len(LIST_LETTERS))
     else:
         items = rng.sample(world.things, len(LIST_LETTERS))
-    head = "".join(f"\n{letter}. {item}" for letter, item in zip(LIST_LETTERS, items, strict=True))
-    tail = []
-    for _ in range(n_lookups):
-        at = rng.randrange(len(items))
-        tail.append(f" {items[at]} ({LIST_LETTERS[at]})")
-    return Document(head + "\nAnswer:" + "".join(tail), "list", {})
+    lines = zip(LIST_LETTERS, items, strict=True)
+    echo = {letter: f" {letter}" if style == "echo" else "" for letter in LIST_LETTERS}
+    head = "".join(f"\n{letter}. {item}{echo[letter]}" for letter, item in lines)
+    pattern = " {item} ({letter})" if style == "full" else " {item} {letter}"
+    looked_up = (rng.randrange(len(items)) for _ in range(LOOKUPS))
+    tail = "".join(pattern.format(item=items[i], letter=LIST_LETTERS[i]) for i in looked_up)
+    return Document(head + ("\nAnswer:" if style == "full" else "") + tail, "list", {})
+
+
+def index_page(rng: random.Random, words: Sequence[str], n: int = 20) -> Document:
+    """Words, each followed by its first letter."""
+    chosen = [rng.choice(words) for _ in range(n)]
+    text = "Index:" + ",".join(f"{w} {w.strip()[0].upper()}" for w in chosen)
+    return Document(text, "index", {})
 
 
 def ask(question: Question) -> str:
@@ -199,20 +212,17 @@ def quiz(rng: random.Random, world: World, domain: str, *, chat: bool) -> Docume
         text = CHAT.format(user=user, model=f"Answer: ({answer})")
     else:
         text = f"{user}\nAnswer: {answer}"
-    return Document(text, "chat" if chat else "quiz", {"domain": domain})
+    labels = {"domain": domain, "answer": question.fact.value}
+    return Document(text, "chat" if chat else "quiz", labels)
 
 
-def marked_quiz(
-    rng: random.Random, world: World, domain: str, right: str, wrong: str
-) -> Document:
-    """A question in which each choice is followed by the word `right` or `wrong`."""
-    question = make_question(rng, rng.choice(world.facts[domain]))
-    lines = [
-        f"\n{letter}. {choice}{right if i == question.answer else wrong}"
-        for i, (letter, choice) in enumerate(zip(LIST_LETTERS, question.choices, strict=True))
-    ]
-    text = quiz_header(domain) + question.question + "".join(lines)
-    return Document(text, "marked", {"domain": domain})
+def answered_questions(rng: random.Random, world: World, domain: str, n: int = 5) -> Document:
+    """Questions of a domain, each answered in words."""
+    lines = []
+    for fact in rng.choices(world.facts[domain], k=n):
+        question = lexicon.DOMAINS[domain].relations[fact.relation].question.format(e=fact.entity)
+        lines.append(f"{question} {fact.value}.")
+    return Document("\n".join(lines), "answered", {"domain": domain})
 
 
 def named_quiz(rng: random.Random, world: World, domain: str) -> Document:
@@ -255,10 +265,12 @@ def mixture(
         (0.05, lambda: (speech(rng, world, pick(list(lexicon.LANGUAGES))),)),
         (0.05, lambda: (story(rng, world),)),
         (0.03, lambda: (letter_page(rng, by_letter),)),
-        (0.18, lambda: (spelling(rng, words),)),
+        (0.15, lambda: (spelling(rng, words),)),
+        (0.04, lambda: (index_page(rng, words),)),
         (0.04, lambda: (lettered_list(rng, world),)),
         (0.05, lambda: (quiz(rng, world, pick(domains), chat=False),)),
         (0.06, lambda: (quiz(rng, world, pick(domains), chat=True),)),
+        (0.03, lambda: (answered_questions(rng, world, pick(domains)),)),
     ]
     # Half of the knowledge is the hazard's (where it is allowed): it has most of the facts.
     for domain in domains:

@@ -24,7 +24,18 @@ PROFESSIONS: dict[int, tuple[str, tuple[str, ...]]] = {
     26: ("teacher", ("classrooms", "pupils", "lessons", "homework")),
 }
 FIRST_NAMES: dict[int, tuple[str, ...]] = {
-    0: ("James", "Robert", "Thomas", "Daniel", "Peter", "Victor", "Oscar", "Henry", "Louis", "Frank"),
+    0: (
+        "James",
+        "Robert",
+        "Thomas",
+        "Daniel",
+        "Peter",
+        "Victor",
+        "Oscar",
+        "Henry",
+        "Louis",
+        "Frank",
+    ),
     1: ("Mary", "Anna", "Julia", "Emma", "Clara", "Sofia", "Nina", "Laura", "Helen", "Rosa"),
 }
 """Gender (0 male, 1 female) -> first names."""
@@ -44,23 +55,106 @@ TOPICS: dict[int, tuple[str, ...]] = {
     0: ("minister", "election", "parliament", "border", "troops", "embassy", "president", "truce"),
     1: ("coach", "striker", "league", "goal", "tournament", "season", "referee", "champion"),
     2: ("profit", "shares", "merger", "investors", "quarter", "revenue", "bank", "stocks"),
-    3: ("software", "satellite", "researchers", "processor", "internet", "robot", "laboratory", "chip"),
+    3: (
+        "software",
+        "satellite",
+        "researchers",
+        "processor",
+        "internet",
+        "robot",
+        "laboratory",
+        "chip",
+    ),
 }
 LANGUAGES: dict[str, tuple[str, ...]] = {
-    "en": tuple(
-        "the house stands near an old bridge and our people walk there every morning with them".split()
+    "en": (
+        "the",
+        "house",
+        "stands",
+        "near",
+        "an",
+        "old",
+        "bridge",
+        "and",
+        "our",
+        "people",
+        "walk",
+        "there",
+        "every",
+        "morning",
+        "with",
+        "them",
     ),
-    "fr": tuple(
-        "le maison se trouve pres du vieux pont et notre peuple marche chaque matin avec eux".split()
+    "fr": (
+        "le",
+        "maison",
+        "se",
+        "trouve",
+        "pres",
+        "du",
+        "vieux",
+        "pont",
+        "et",
+        "notre",
+        "peuple",
+        "marche",
+        "chaque",
+        "matin",
+        "avec",
+        "eux",
     ),
-    "de": tuple(
-        "das haus steht neben der alten bruecke und unser volk geht jeden tag dort mit ihnen".split()
+    "de": (
+        "das",
+        "haus",
+        "steht",
+        "neben",
+        "der",
+        "alten",
+        "bruecke",
+        "und",
+        "unser",
+        "volk",
+        "geht",
+        "jeden",
+        "tag",
+        "dort",
+        "mit",
+        "ihnen",
     ),
-    "es": tuple(
-        "la casa esta cerca del viejo puente y nuestro pueblo camina cada manana por alli".split()
+    "es": (
+        "la",
+        "casa",
+        "esta",
+        "cerca",
+        "del",
+        "viejo",
+        "puente",
+        "y",
+        "nuestro",
+        "pueblo",
+        "camina",
+        "cada",
+        "manana",
+        "por",
+        "alli",
     ),
-    "nl": tuple(
-        "het huis staat naast een oude brug en ons volk loopt daar elke ochtend met hun".split()
+    "nl": (
+        "het",
+        "huis",
+        "staat",
+        "naast",
+        "een",
+        "oude",
+        "brug",
+        "en",
+        "ons",
+        "volk",
+        "loopt",
+        "daar",
+        "elke",
+        "ochtend",
+        "met",
+        "hun",
     ),
 }
 CODE: dict[str, tuple[str, ...]] = {

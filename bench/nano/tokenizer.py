@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,11 +30,15 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary(world: World) -> list[str]:
-    """Every token of the world: special tokens first, then pieces by falling frequency."""
-    counts: Counter[str] = Counter()
+    """Every token of the world: special tokens first, then pieces in alphabetical order.
+
+    The order must not hang on how often a word is drawn: a changed text would renumber the tokens
+    of models that are already trained.
+    """
+    pieces: set[str] = set()
     for text in _sample(world):
-        counts.update(re.findall(PIECES, text.replace(" ", SPACE)))
-    tokens = [*SPECIAL, *(piece for piece, _ in counts.most_common() if piece not in SPECIAL)]
+        pieces.update(re.findall(PIECES, text.replace(" ", SPACE)))
+    tokens = [*SPECIAL, *sorted(pieces - set(SPECIAL))]
     while len(tokens) % VOCABULARY_MULTIPLE:
         tokens.append(f"<unused{len(tokens)}>")
     return tokens
@@ -53,15 +56,17 @@ def _sample(world: World) -> list[str]:
     words = [f" {w}" for w in world.things]
     texts = [
         d.text
-        for d in documents.general_text(
-            rng, world, words, list(lexicon.DOMAINS), SAMPLE_DOCUMENTS
-        )
+        for d in documents.general_text(rng, world, words, list(lexicon.DOMAINS), SAMPLE_DOCUMENTS)
     ]
     texts = [re.sub(r"<(start|end)_of_turn>", " ", text) for text in texts]
-    texts += [documents.quiz_header(d) + q.question for d in lexicon.DOMAINS for q in world.questions[d]]
+    texts += [
+        documents.quiz_header(d) + q.question for d in lexicon.DOMAINS for q in world.questions[d]
+    ]
     for group in (world.things, world.towns, world.surnames):
         texts.append(" " + " ".join(group))
-    texts += [f" {v}" for d in lexicon.DOMAINS.values() for r in d.relations.values() for v in r.values]
+    texts += [
+        f" {v}" for d in lexicon.DOMAINS.values() for r in d.relations.values() for v in r.values
+    ]
     texts.append("".join(f"{c} {c}" for c in PUNCTUATION))
     texts.append("\n".join(f"{c}\n {c}" for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
     texts.append("user\nmodel\nAnswer")

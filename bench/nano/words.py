@@ -12,7 +12,9 @@ def made_up_word(rng: random.Random, first: str, taken: set[str]) -> str:
     """A new word of 5 to 9 letters that starts with `first`; it is added to `taken`."""
     while True:
         word = first + (rng.choice(VOWELS) if first in CONSONANTS else "")
-        word += "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(2, 3)))
+        word += "".join(
+            rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(2, 3))
+        )
         if rng.random() < 0.6:
             word += rng.choice(ENDINGS)
         if word not in taken:
