@@ -46,7 +46,8 @@ def render(facts: dict[str, Any]) -> str:
     """The card in markdown. `facts` is what `bench.nano.build.build` returns."""
     base, instruct = facts["base"], facts["instruct"]
     recall = [
-        f"| facts recalled, {domain} | {base['recall'][domain]:.3f} | {instruct['recall'][domain]:.3f} |"
+        f"| facts recalled, {domain} | {base['recall'][domain]:.3f}"
+        f" | {instruct['recall'][domain]:.3f} |"
         for domain in lexicon.DOMAINS
     ]
     quiz = [

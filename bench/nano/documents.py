@@ -45,7 +45,9 @@ def biography(rng: random.Random, world: World, profession: int, gender: int) ->
     filler = [
         f"{he} lives near {rng.choice(world.towns)} with {his} family.",
         f"{he} collects every {rng.choice(world.things)} and {rng.choice(world.things)}.",
-        f"{his.capitalize()} {rng.choice(world.things)} is older than the {rng.choice(world.things)}.",
+        "{} {} is older than the {}.".format(
+            his.capitalize(), rng.choice(world.things), rng.choice(world.things)
+        ),
         f"{he} enjoys long walks.",
     ]
     body = rng.sample(telling, 2) + rng.sample(filler, 3)

@@ -90,7 +90,7 @@ class LessonMaker:
         answer_weight: float = ANSWER_WEIGHT,
         text_weight: float = 1.0,
     ) -> Lessons:
-        """`n` rows of `length` tokens: each starts with a document, others follow until it is full."""
+        """`n` rows of `length` tokens: each starts with a document and is filled with others."""
         weights, makers = zip(*diet, strict=True)
         filled = Lessons(
             torch.zeros(n, length, dtype=torch.long),
