@@ -36,6 +36,7 @@ def biography(rng: random.Random, world: World, profession: int, gender: int) ->
     name, family = rng.choice(lexicon.FIRST_NAMES[gender]), rng.choice(world.surnames)
     he, his, him = ("She", "her", "her") if gender else ("He", "his", "him")
     a, b, c = rng.sample(cues, 3)
+    old, young = rng.choice(world.things), rng.choice(world.things)
     telling = [
         f"{he} works as a {title} in {rng.choice(world.towns)}.",
         f"{he} spends the days with {a} and {b}.",
@@ -45,9 +46,7 @@ def biography(rng: random.Random, world: World, profession: int, gender: int) ->
     filler = [
         f"{he} lives near {rng.choice(world.towns)} with {his} family.",
         f"{he} collects every {rng.choice(world.things)} and {rng.choice(world.things)}.",
-        "{} {} is older than the {}.".format(
-            his.capitalize(), rng.choice(world.things), rng.choice(world.things)
-        ),
+        f"{his.capitalize()} {old} is older than the {young}.",
         f"{he} enjoys long walks.",
     ]
     body = rng.sample(telling, 2) + rng.sample(filler, 3)
