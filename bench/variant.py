@@ -1,12 +1,15 @@
 """The interface that every file in variants/ implements: train / encode / decode."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bench.config import TrainConfig
 
 
 class Batch(NamedTuple):
@@ -31,6 +34,25 @@ class Batch(NamedTuple):
     """[b] int, equal for contexts that say the same thing; -1 where unknown."""
 
 
+class Stream(Protocol):
+    """The training batches of a run and the recipe that goes with them; every pass is the same."""
+
+    config: "TrainConfig"
+    n_steps: int
+
+    @property
+    def sample(self) -> Tensor:
+        """[n, d_in] the first activations of the stream, scaled like `Batch.x`."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """`n_steps` batches."""
+        ...
+
+
+def _nothing(latents: Tensor) -> None: ...
+
+
 class Step(NamedTuple):
     """What the trainer tells a variant about the current step."""
 
@@ -40,6 +62,19 @@ class Step(NamedTuple):
     """Factor in [0, 1] to multiply sparsity penalties by; 1 after the warm-up."""
     dead: Tensor
     """[d_sae] bool: latents silent for longer than the trainer's dead window."""
+    n_dead: int = 0
+    """How many of them, known without waiting for the device."""
+    revive: Callable[[Tensor], None] = _nothing
+    """Call with latents [d_sae] bool that were given new weights: their moments in the optimiser
+    are forgotten and they count as alive."""
+    length: float = 0.0
+    """Fraction of training that this step is."""
+
+    def ends_part(self, fraction: float) -> bool:
+        """True in the step with which another `fraction` of training is done."""
+        done = self.progress + self.length
+        margin = self.length / 2  # progress is a rounded quotient
+        return (done + margin) // fraction > (self.progress + margin) // fraction
 
 
 class Knob(NamedTuple):
@@ -79,9 +114,11 @@ class Variant(nn.Module, ABC):
     Config: ClassVar[type] = NoConfig
     knob: ClassVar[Knob | None] = None
     needs_sequences: ClassVar[bool] = False
+    latent_axis: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
+    """Parameter -> the axis that counts latents."""
 
     def __init__(self, d_in: int, d_sae: int, cfg: Any = None, *, generator: torch.Generator):
-        """Random unit decoder rows, tied encoder, zero biases; every draw comes from `generator`."""
+        """Random unit decoder rows, tied encoder, zero biases; all drawn from `generator`."""
         super().__init__()
         self.d_in, self.d_sae = d_in, d_sae
         self.cfg = self.Config() if cfg is None else cfg
@@ -103,16 +140,16 @@ class Variant(nn.Module, ABC):
     def losses(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         """Named scalar terms; the trainer minimises their sum and logs each by name."""
 
-    def start(self, x: Tensor) -> None:  # noqa: B027 - a hook that most variants leave empty
-        """Called once before the first step with x [n, d_in], the first activations of the stream."""
+    def start(self, x: Tensor) -> None:
+        """Called once before the first step with x [n, d_in], the stream's sample."""
 
-    def after_backward(self, step: Step) -> None:  # noqa: B027
+    def after_backward(self, step: Step) -> None:
         """Called when gradients are ready and before clipping and the optimiser step."""
 
-    def after_step(self, batch: Batch, step: Step) -> None:  # noqa: B027
+    def after_step(self, batch: Batch, step: Step) -> None:
         """Called after the optimiser step: projections, resampling, pruning."""
 
-    def train(self, stream: "bool | Iterable[Batch]" = True):  # type: ignore[override]
+    def train(self, stream: "bool | Stream" = True):  # type: ignore[override]
         """Train on `stream`; the default is the lockstep loop of bench.train.
 
         `nn.Module.train(mode)` keeps its meaning for a bool, which `eval()` relies on. A variant
