@@ -51,22 +51,34 @@ def alphabetic_words(world: World) -> list[str]:
 
 
 def _sample(world: World) -> list[str]:
-    """Text in which every word of the world occurs at least once."""
+    """Text in which every word stands in every way that the world's documents write it.
+
+    Sampled documents give the wordings; what they fill in is listed in full, so that the result
+    does not hang on what happened to be drawn.
+    """
     rng = random.Random(1)
     words = [f" {w}" for w in world.things]
-    texts = [
-        d.text
-        for d in documents.general_text(rng, world, words, list(lexicon.DOMAINS), SAMPLE_DOCUMENTS)
+    domains = list(lexicon.DOMAINS)
+    drawn = documents.general_text(rng, world, words, domains, SAMPLE_DOCUMENTS)
+    texts = [re.sub(r"<(start|end)_of_turn>", " ", document.text) for document in drawn]
+    relations = [r for d in lexicon.DOMAINS.values() for r in d.relations.values()]
+    texts += [documents.quiz_header(d) for d in domains]
+    texts += [relation.question for relation in relations]
+    texts += [s.format(e=" x", v=" x") for relation in relations for s in relation.statements]
+    inside = [*world.things, *world.towns, *(v for r in relations for v in r.values)]
+    first_too = [
+        *(fact.entity for known in world.facts.values() for fact in known),
+        *(v for r in relations for v in r.values if any(s.startswith("{v}") for s in r.statements)),
+        *world.surnames,
+        *world.identifiers,
+        *(name for names in lexicon.FIRST_NAMES.values() for name in names),
+        *(word for known in lexicon.LANGUAGES.values() for word in known),
     ]
-    texts = [re.sub(r"<(start|end)_of_turn>", " ", text) for text in texts]
-    texts += [
-        documents.quiz_header(d) + q.question for d in lexicon.DOMAINS for q in world.questions[d]
-    ]
-    for group in (world.things, world.towns, world.surnames):
-        texts.append(" " + " ".join(group))
-    texts += [
-        f" {v}" for d in lexicon.DOMAINS.values() for r in d.relations.values() for v in r.values
-    ]
+    texts += [f" {word}" for word in inside]
+    texts += [f"{word} {word}" for word in first_too]
+    texts += [" ".join([title, *cues]) for title, cues in lexicon.PROFESSIONS.values()]
+    texts += [" ".join([kind, *nouns]) for kind, nouns in lexicon.CATEGORIES.values()]
+    texts += [" ".join(group) for group in (*lexicon.SENTIMENT.values(), *lexicon.TOPICS.values())]
     texts.append("".join(f"{c} {c}" for c in PUNCTUATION))
     texts.append("\n".join(f"{c}\n {c}" for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"))
     texts.append("user\nmodel\nAnswer")
