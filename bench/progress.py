@@ -26,17 +26,19 @@ class ProgressBar:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._write, self._is_terminal, self._clock = write, is_terminal, clock
-        self._stage = ""
+        self._stage = self._ended = ""
         self._started = self._written = 0.0
         self._done_at_start = 0.0
 
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
         """`done` of `total` in any unit; `note` says what is running right now."""
         now = self._clock()
+        is_over = done >= total
+        if is_over and stage == self._ended:  # said already
+            return
         is_new = stage != self._stage
         if is_new:
             self._stage, self._started, self._done_at_start = stage, now, done
-        is_over = done >= total
         if self._is_terminal:
             self._write(f"\r\x1b[2K{self._line(stage, done, total, note, now)}")
             if is_over:
@@ -44,6 +46,7 @@ class ProgressBar:
         elif is_new or is_over or now - self._written >= LOG_EVERY_S:
             self._write(self._line(stage, done, total, note, now) + "\n")
             self._written = now
+        self._ended = stage if is_over else ""
         if is_over:
             self._stage = ""
 

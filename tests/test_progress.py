@@ -58,3 +58,10 @@ def test_a_stage_without_work_is_over_at_once():
     show, _, written = bar(is_terminal=False)
     show("evaluate", 0, 0)
     assert "100% took 0s" in written[-1]
+
+
+def test_the_end_of_a_stage_is_told_once():
+    show, _, written = bar(is_terminal=False)
+    for _ in range(3):
+        show("evaluate", 4, 4)
+    assert len(written) == 1
