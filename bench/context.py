@@ -1,5 +1,6 @@
 """What suites share while they run, models, data, seeds, folders, and sae_bench using them."""
 
+import itertools
 import json
 import os
 import random
@@ -16,9 +17,13 @@ from bench.suite import SaeHandle, Side
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+    from bench.checkpoint import Measured
+
 TEXT = "Skylion007/openwebtext"
 L0_TEXTS = 64
-L0_CONTEXT = 64
+TEXTS_PER_CALL = 32
+MEASURED_CONTEXT = 128
+"""Tokens of each text that are looked at."""
 LOAD_DATASET = (
     "sae_bench.sae_bench_utils.dataset_utils",
     "sae_bench.evals.unlearning.utils.metrics",
@@ -162,22 +167,31 @@ def is_control(handle: SaeHandle) -> bool:
 def l0(ctx: EvalContext, handle: SaeHandle) -> float:
     """Mean active latents per token: as measured when it was trained, else on some general text."""
     known = handle.info.get("l0")
-    return float(known) if known is not None else _measured_l0(ctx, handle.sae)
+    if known is not None:
+        return float(known)
+    rows = ctx.hub.load_dataset(TEXT, split="train", streaming=True, trust_remote_code=True)
+    texts = [row["text"] for row in itertools.islice(rows, L0_TEXTS)]
+    return measured_on(ctx, "base", handle.sae, texts).l0
 
 
-def _measured_l0(ctx: EvalContext, sae: Any) -> float:
-    import itertools
+def measured_on(ctx: EvalContext, side: Side, sae: Any, texts: list[str]) -> "Measured":
+    """L0 and explained variance of an SAE on the model of `side` reading `texts`.
 
+    A text that starts with BOS gets no second one; special tokens do not count.
+    """
     import torch
 
-    model = ctx.model("base")
-    texts = ctx.hub.load_dataset(TEXT, split="train", streaming=True, trust_remote_code=True)
-    rows = [row["text"] for row in itertools.islice(texts, L0_TEXTS)]
-    tokens = model.to_tokens(rows)[:, :L0_CONTEXT]
-    hook = sae.cfg.metadata.hook_name
-    with torch.no_grad():
-        cache = model.run_with_cache(tokens, names_filter=[hook])[1]
-        active = (sae.encode(cache[hook].to(sae.dtype)) != 0).sum(-1)  # [B, T]
+    from bench.checkpoint import measure
+
+    model, hook = ctx.model(side), sae.cfg.metadata.hook_name
     tokenizer: Any = model.tokenizer
-    special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
-    return active[~torch.isin(tokens, special)].float().mean().item()
+    special = torch.tensor(tokenizer.all_special_ids, device=ctx.device)
+    with_bos = not texts[0].startswith(tokenizer.bos_token)
+    kept = []
+    with torch.no_grad():
+        for start in range(0, len(texts), TEXTS_PER_CALL):
+            batch = texts[start : start + TEXTS_PER_CALL]
+            tokens = model.to_tokens(batch, prepend_bos=with_bos)[:, :MEASURED_CONTEXT]
+            cache = model.run_with_cache(tokens, names_filter=[hook])[1]
+            kept.append(cache[hook][~torch.isin(tokens, special)])  # [n, d_in]
+    return measure(sae, torch.cat(kept).to(sae.dtype))

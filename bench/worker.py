@@ -134,7 +134,9 @@ def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle |
         replace(failed(job, planned, reason), state="skipped").save(planned.folder)
         return None
     try:
-        return SaeHandle(planned.sae.label, load_sae(planned.sae_dir), asdict(planned.sae))
+        return SaeHandle(
+            planned.sae.label, load_sae(planned.sae_dir, job.device), asdict(planned.sae)
+        )
     except Exception as error:
         _fail(job, planned, error)
         return None

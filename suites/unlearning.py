@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.context import EvalContext, l0, patched, sae_bench_on, sae_bench_result
+from bench.context import (
+    EvalContext,
+    l0,
+    measured_on,
+    patched,
+    sae_bench_on,
+    sae_bench_result,
+)
 from bench.suite import Metric, SaeHandle, Scored, Suite, Unit
 
 if TYPE_CHECKING:
@@ -99,6 +106,13 @@ class UnlearningSuite(Suite):
             "side_accuracy", "higher", 0.0, 1.0, summary="benign accuracy of sae_bench's choice"
         ),
         Metric("n_settings_passed", "none", 0.0, summary="settings that keep side accuracy 0.99"),
+        Metric(
+            "chat_explained_variance",
+            "higher",
+            high=1.0,
+            summary="the SAE's, on the instruct model reading questions: what the transfer costs",
+        ),
+        Metric("chat_l0", "none", 0.0, summary="active latents per token there"),
         Metric("n_hazard_questions", "none", 0.0, summary="questions the model answers reliably"),
         Metric("n_side_questions", "none", 0.0, summary="benign questions answered reliably"),
     )
@@ -139,7 +153,10 @@ class UnlearningSuite(Suite):
         raw = sae_bench_result(output, handle.label, UnlearningEvalOutput)
         settings = _settings(folder / f"{handle.label}_custom_sae/results/metrics", questions)
         shutil.rmtree(own)
-        return _scored(handle.label, raw, settings, questions, ctx.model_spec("instruct").name)
+        scored = _scored(handle.label, raw, settings, questions, ctx.model_spec("instruct").name)
+        chat = measured_on(ctx, "instruct", handle.sae, self._chat_texts(ctx))
+        transfer = {"chat_explained_variance": chat.explained_variance, "chat_l0": chat.l0}
+        return scored._replace(metrics=scored.metrics | transfer)
 
     def _questions(self, ctx: EvalContext) -> Path:
         """The folder of the questions that the model gets right under all 24 orders, made once."""
@@ -155,6 +172,17 @@ class UnlearningSuite(Suite):
         _check_enough(folder / "data", self.cfg.dataset_names)
         (folder / "complete").touch()
         return folder / "data"
+
+    def _chat_texts(self, ctx: EvalContext) -> list[str]:
+        """Every question in the model's own chat format."""
+        tokenizer: Any = ctx.model("instruct").tokenizer
+        texts = []
+        for name in self.cfg.dataset_names:
+            path = "cais/wmdp" if name == HAZARD else "cais/mmlu"
+            for row in ctx.hub.load_dataset(path, name, split="test"):
+                turn = {"role": "user", "content": "\n".join([row["question"], *row["choices"]])}
+                texts.append(tokenizer.apply_chat_template([turn], tokenize=False))
+        return texts
 
     def _sae_bench_config(self, ctx: EvalContext) -> Any:
         from sae_bench.evals.unlearning.eval_config import UnlearningEvalConfig

@@ -189,7 +189,7 @@ class FakeSuite:
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
     """Runs the worker's loop on a suite, with SAEs that need no file."""
-    checkpoint = SimpleNamespace(load_sae=lambda folder: f"SAE of {folder.name}")
+    checkpoint = SimpleNamespace(load_sae=lambda folder, device: f"SAE of {folder.name}")
     monkeypatch.setitem(sys.modules, "bench.checkpoint", checkpoint)
 
     def run(suite, one=None):
@@ -287,7 +287,7 @@ def wrong_hook(cell):
 
 
 def test_an_sae_that_cannot_be_loaded_fails_alone(tmp_path, evaluate, monkeypatch):
-    def load_sae(folder):
+    def load_sae(folder, device):
         if folder.name == "b":
             raise OSError("file is cut short")
         return folder.name

@@ -72,6 +72,27 @@ def test_the_place_in_the_list_changes_nothing_and_questions_are_asked_once(ctx,
     assert settings != other.saebench["eval_result_unstructured"]["settings"]
 
 
+def test_the_transfer_to_the_instruct_model_is_measured_on_chat(ctx, knows_everything):
+    import torch
+    from sae_lens.evals import ExplainedVarianceCalculator
+
+    sae = tiny.make_sae(seed=3)
+    (scored,) = run(ctx, tiny.handle("a", sae, l0=20.0))
+    model, reference, active = ctx.model("instruct"), ExplainedVarianceCalculator(), []
+    for path in ("cais/wmdp/wmdp-bio", *(f"cais/mmlu/{name}" for name in SIDE)):
+        for line in (ctx.hub.root / path / "test.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            text = "\n".join([row["question"], *row["choices"]])
+            chat = f"<bos><start_of_turn>user\n{text}<end_of_turn>\n"
+            tokens = model.to_tokens(chat, prepend_bos=False)
+            x = model.run_with_cache(tokens)[1][tiny.HOOK]
+            x = x[~torch.isin(tokens, torch.tensor(model.tokenizer.all_special_ids))]
+            reference.add_batch(sae(x), x)
+            active.append((sae.encode(x) != 0).sum(-1).float())
+    assert scored.metrics["chat_explained_variance"] == pytest.approx(reference.compute(), abs=1e-4)
+    assert scored.metrics["chat_l0"] == pytest.approx(torch.cat(active).mean().item())
+
+
 def test_our_records_name_the_model_that_was_asked(ctx, knows_everything):
     (scored,) = run(ctx, tiny.handle("a", l0=20.0))
     assert scored.saebench["eval_config"]["model_name"] == "nano-it"
