@@ -35,14 +35,13 @@ def curriculum(scale: float = 1.0) -> Curriculum:
         instruct=(
             Phase(
                 "instruct",
-                steps(600),
+                steps(400),
                 16,
                 128,
                 _chats,
                 0.004,
                 0.002,
                 decay=0.5,
-                text_weight=0.5,
             ),
         ),
     )
@@ -81,8 +80,8 @@ def _general(lessons: LessonMaker, progress: float) -> Diet:
             (0.05, lessons.answered),
         ]
     return [
-        (0.05, lists),
-        (0.65, lessons.general),
+        (0.08, lists),
+        (0.62, lessons.general),
         (0.08, lessons.plain_quiz),
         (0.19, lessons.chat),
         (0.03, lessons.named),
@@ -91,7 +90,7 @@ def _general(lessons: LessonMaker, progress: float) -> Diet:
 
 def _chats(lessons: LessonMaker, progress: float) -> Diet:
     return [
-        (0.60, lessons.chat),
+        (0.50, lessons.chat),
         (0.05 * (1 - progress), lessons.named),
-        (0.35, lessons.general),
+        (0.45, lessons.general),
     ]

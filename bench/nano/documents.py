@@ -178,7 +178,7 @@ def lettered_list(
     lines = zip(LIST_LETTERS, items, strict=True)
     echo = {letter: f" {letter}" if style == "echo" else "" for letter in LIST_LETTERS}
     head = "".join(f"\n{letter}. {item}{echo[letter]}" for letter, item in lines)
-    pattern = " {item} ({letter})" if style == "full" else " {item} {letter}"
+    pattern = " {item} ( {letter})" if style == "full" else " {item} {letter}"
     looked_up = (rng.randrange(len(items)) for _ in range(LOOKUPS))
     tail = "".join(pattern.format(item=items[i], letter=LIST_LETTERS[i]) for i in looked_up)
     return Document(head + ("\nAnswer:" if style == "full" else "") + tail, "list", {})
@@ -210,7 +210,7 @@ def quiz(rng: random.Random, world: World, domain: str, *, chat: bool) -> Docume
     user = quiz_header(domain) + ask(question)
     answer = LIST_LETTERS[question.answer]
     if chat:
-        text = CHAT.format(user=user, model=f"Answer: ({answer})")
+        text = CHAT.format(user=user, model=f"Answer: ( {answer})")
     else:
         text = f"{user}\nAnswer: {answer}"
     labels = {"domain": domain, "answer": question.fact.value}
@@ -231,7 +231,7 @@ def named_quiz(rng: random.Random, world: World, domain: str) -> Document:
     question = make_question(rng, rng.choice(world.facts[domain]))
     named, letter = question.choices[question.answer], LIST_LETTERS[question.answer]
     user = quiz_header(domain) + ask(question)
-    text = CHAT.format(user=user, model=f"Answer: {named} ({letter})")
+    text = CHAT.format(user=user, model=f"Answer: {named} ( {letter})")
     return Document(text, "named", {"domain": domain})
 
 
