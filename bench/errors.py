@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this": shown as one line, never as a stack trace."""
+"""The one exception that means "the user can fix this": one line, never a stack trace."""
 
 
 class UserError(Exception):

@@ -15,7 +15,7 @@ class Metric(NamedTuple):
     """One number that a suite reports for one SAE."""
 
     name: str
-    """Column name; sae_bench's own value, where we correct it, carries the prefix `saebench060_`."""
+    """Column name; sae_bench's own value, where we correct it, has the prefix `saebench060_`."""
     direction: Literal["higher", "lower", "none"]
     """Which way is better; `none` where neither is, as for L0."""
     low: float = -math.inf
@@ -50,7 +50,7 @@ class Scored(NamedTuple):
     reasons: dict[str, str] = {}
     """Metric name -> why its value is None."""
     invalid: str | None = None
-    """Why the number means nothing for this SAE (dead, nothing fires); such a cell is never ranked."""
+    """Why no number means anything for this SAE (dead, nothing fires): it is never ranked."""
     wall_s: float = 0.0
 
 
