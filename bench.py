@@ -1,4 +1,4 @@
-"""Command-line entry: `python bench.py run`. The guard keeps spawned workers from starting a second run."""
+"""Command-line entry; the guard keeps spawned workers from starting a second run."""
 
 from bench.cli import main
 
