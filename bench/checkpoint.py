@@ -221,6 +221,8 @@ def _saelens_config(record: Record, device: str) -> dict[str, Any]:
         "reshape_activations": "none",
         **record.cfg,
         "metadata": {
+            # without it sae_lens takes this for a file of version 5 and drops the metadata
+            "sae_lens_version": "6.0.0",
             "model_name": info.model,
             "hook_name": info.hook_name,
             "hook_layer": layer,
