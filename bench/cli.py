@@ -1,10 +1,11 @@
 """The command line: parse, call, print. Every decision is made elsewhere."""
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
@@ -81,6 +82,7 @@ def run(
     if dry_run:
         check(chosen, folder)
         return
+    signal.signal(signal.SIGTERM, _terminated)
     cells = run_config(chosen, folder, _progress())
     _report([folder], folder)
     if any(cell.state == "failed" for cell in cells):
@@ -152,6 +154,11 @@ def _report(folders: Sequence[Path], out: Path) -> None:
     files = build_report(folders, out)
     click.echo(files.terminal)
     click.echo(f"leaderboard and plots: {files.leaderboard.parent}")
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """As an exception, so that the suites' processes are ended too."""
+    sys.exit(128 + number)
 
 
 def _progress() -> "Progress":

@@ -60,7 +60,7 @@ class ProgressBar:
         elif gained > 0:
             when = f"{_duration(elapsed / gained * (total - done))} left"
         else:
-            when = "estimating"
+            when = f"estimating, {_duration(elapsed)} so far"
         return f"{stage} [{bar}] {share:4.0%} {when}" + (f" | {note}" if note else "")
 
 

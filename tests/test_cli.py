@@ -1,8 +1,10 @@
 """The command line: exit status, one-line errors, and nothing heavy before it is needed."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,7 @@ def pipeline(monkeypatch):
 def test_nothing_heavy_is_imported_to_help_or_list(command):
     code = f"""
 import sys
+import time
 from bench.cli import main
 try:
     main({command!r})
@@ -129,3 +132,29 @@ def test_a_dry_run_refuses_what_preflight_refuses(tmp_path):
     done = call("run", "--dry-run", "--out", Path(__file__) / "below_a_file")
     assert done.exit_code == 2
     assert "is a file" in done.output.splitlines()[-1]
+
+
+def test_a_terminated_run_cleans_up_before_it_ends(tmp_path):
+    code = f"""
+import pathlib, time
+import bench.run
+from bench.cli import main
+folder = pathlib.Path({str(tmp_path)!r})
+def work(*args):
+    try:
+        (folder / "started").touch()
+        time.sleep(60)
+    finally:
+        (folder / "cleaned").touch()
+bench.run.run = work
+main(["run"])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert (tmp_path / "cleaned").exists()
