@@ -37,21 +37,30 @@ def build(out: Path, *, mini: bool = False, report: Report | None = None) -> dic
     tokenizer = make_tokenizer(world)
     phases = curriculum(MINI_SCALE if mini else 1.0)
     started = time.monotonic()
+    base = _train(world, tokenizer, phases.base, None, report)
+    _save(base, tokenizer, out / "base")
+    instruct = _train(world, tokenizer, phases.instruct, base, report)
+    _save(instruct, tokenizer, out / "instruct")
+    build_s = round(time.monotonic() - started)
+    return examine(out, build_s=build_s, limit=MINI_QUESTIONS if mini else None)
+
+
+def examine(out: Path, *, build_s: int, limit: int | None = None) -> dict[str, Any]:
+    """Measure the pair below `out` and write `facts.json` and the model card `README.md`.
+
+    `limit` asks only so many questions of each subject.
+    """
+    world = make_world()
     facts: dict[str, Any] = {
-        "mini": mini,
         "seed": MODEL_SEED,
         "cores": os.cpu_count(),
+        "build_s": build_s,
         "words": len(alphabetic_words(world)),
         "hook_layer": HOOK_LAYER,
+        "base": _knows(world, out / "base", limit),
+        "instruct": _knows(world, out / "instruct", limit),
+        "letters": probed_letters(out / "base", HOOK_LAYER),
     }
-    limit = MINI_QUESTIONS if mini else None
-    model = _train(world, tokenizer, phases.base, None, report)
-    facts["base"] = _save_and_examine(model, tokenizer, world, out / "base", limit)
-    facts["base"]["build_s"] = round(time.monotonic() - started)
-    model = _train(world, tokenizer, phases.instruct, model, report)
-    facts["instruct"] = _save_and_examine(model, tokenizer, world, out / "instruct", limit)
-    facts["build_s"] = round(time.monotonic() - started)
-    facts["letters"] = probed_letters(out / "base", HOOK_LAYER)
     (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (out / "README.md").write_text(card.render(facts), encoding="utf-8")
     return facts
@@ -76,18 +85,19 @@ def _train(
     return model
 
 
-def _save_and_examine(
-    model: "Gemma2ForCausalLM",
-    tokenizer: "PreTrainedTokenizerFast",
-    world: World,
-    folder: Path,
-    limit: int | None,
-) -> dict[str, Any]:
-    """Save a model with its tokenizer and measure what it knows."""
-    from bench.nano import exam
-
+def _save(model: "Gemma2ForCausalLM", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def _knows(world: World, folder: Path, limit: int | None) -> dict[str, Any]:
+    """What the checkpoint in `folder` knows, with the tokenizer that is saved beside it."""
+    from transformers import AutoTokenizer, Gemma2ForCausalLM
+
+    from bench.nano import exam
+
+    model = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     words = alphabetic_words(world)
     held_out = LessonMaker(world, tokenizer, words, seed=HELD_OUT_SEED)
     rows = held_out.rows(HELD_OUT_ROWS, HELD_OUT_LENGTH, [(1.0, held_out.general)])

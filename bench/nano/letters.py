@@ -3,6 +3,8 @@
 import tempfile
 from pathlib import Path
 
+import torch
+
 from bench.context import process_state
 from bench.models import ModelSpec, load_model
 
@@ -29,7 +31,8 @@ def probed_letters(folder: Path, layer: int) -> int:
         )
         probe = common.load_probe(spec.name, layer, probes, device="cpu")
         x, labelled = common.load_probe_data_split(model, layer, "test", probes, device="cpu")
-    fires = (probe(x) > 0).detach().numpy()
+    with torch.no_grad():
+        fires = (probe(x) > 0).numpy()
     letters = [letter for _, letter in labelled]
     scores = [f1_score([a == i for a in letters], fires[:, i]) for i in range(fires.shape[1])]
     return sum(score > PROBE_F1 for score in scores)
