@@ -209,27 +209,23 @@ class _Watch:
     def __init__(self, variant: Variant, x: Tensor):
         self._variant, self._x = variant, x
         self._encode = variant.encode
-        self._seen: Tensor | None = None
+        self.f = x.new_zeros(0)
+        """[n, d_sae] feature acts; computed at the end if `losses` did without `encode`."""
 
     def __enter__(self) -> "_Watch":
         vars(self._variant)["encode"] = self._encode_and_see
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, *error: object) -> None:
         del vars(self._variant)["encode"]
-
-    @property
-    def f(self) -> Tensor:
-        """[n, d_sae] feature acts; computed now if `losses` did without `encode`."""
-        if self._seen is None:
+        if kind is None and not len(self.f):
             with torch.no_grad():
-                self._seen = self._encode(self._x)
-        return self._seen
+                self.f = self._encode(self._x)
 
     def _encode_and_see(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         f = self._encode(x, positions)
         if x is self._x:
-            self._seen = f.detach()
+            self.f = f.detach()
         return f
 
 
