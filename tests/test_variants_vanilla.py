@@ -58,7 +58,7 @@ def test_decoder_rows_stay_unit_and_their_gradient_tangential():
 
 def test_resampling_points_dead_latents_at_badly_reconstructed_inputs():
     sae, x = make(Vanilla), activations(40)
-    set_weights(sae, b_dec=torch.full((8,), 0.05))
+    set_weights(sae, b_dec=torch.full((8,), 0.05), b_enc=torch.full((D_SAE,), -1e-3))
     x[3:] = 0.05  # nothing fires and b_dec is right: only the first three inputs have an error
     alive = [i for i in range(D_SAE) if i not in (2, 7)]
     norm = sae.W_enc.norm(dim=0)[alive].mean()
