@@ -43,6 +43,12 @@ class ReLU(Variant):
             self.W_dec.mul_(self.cfg.decoder_init_norm)
             self.W_enc.copy_(self.W_dec.T)
 
+    def start(self, x: Tensor) -> None:
+        """b_dec starts at the mean, not at 0 as in the update: short trainings are spent less on
+        latents that fire for the mean of a stream that is not centred."""
+        with torch.no_grad():
+            self.b_dec.copy_(x.mean(0))
+
     def encode(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         return torch.relu(x @ self.W_enc + self.b_enc)
 

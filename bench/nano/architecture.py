@@ -1,6 +1,6 @@
 """The nano architecture: Gemma-2, made small, with a start that lets it learn to look things up."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD = 96, 288, 5, 4, 2, 24
 N_CTX = 1024
+EAGER: dict[str, Any] = {"attn_implementation": "eager"}
+"""The attention that applies Gemma-2's soft cap."""
 INIT_STD = 0.05
 MATCHING_LAYERS = (1, 2, 3)
 MATCH_STD, COPY_STD, MATCH_NOISE = 0.26, 0.12, 0.03
@@ -33,7 +35,7 @@ def nano_config(tokenizer: "PreTrainedTokenizerFast") -> "Gemma2Config":
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=INIT_STD,
-        attn_implementation="eager",
+        **EAGER,
     )
 
 
@@ -61,7 +63,7 @@ def _add_matching_heads(model: "Gemma2ForCausalLM", seed: int) -> None:
     per_group = N_HEADS // N_KV_HEADS
     quarter = D_HEAD // 4
     for layer in MATCHING_LAYERS:
-        attention = model.model.layers[layer].self_attn
+        attention: Any = model.model.layers[layer].self_attn
         match = torch.randn(D_HEAD, D_MODEL, generator=generator) * MATCH_STD
         match[:quarter] = 0  # the fast-turning rotary dimensions would tie the match to positions
         match[D_HEAD // 2 : D_HEAD // 2 + quarter] = 0

@@ -56,10 +56,11 @@ def train_phase(
     optimisers = _optimisers(model, phase)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimisers]
     smoothed = float("nan")
+    drawn = _draw(lessons, phase, 0.0, 0)
     for step in range(phase.steps):
         progress = step / phase.steps
         at = step % STEPS_PER_DRAW
-        if at == 0:
+        if at == 0 and step:
             drawn = _draw(lessons, phase, progress, step)
         factor = _lr_factor(step, progress, phase.decay)
         for optimiser, lrs in zip(optimisers, peaks, strict=True):
