@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_KV_HEADS, D_HEAD = 96, 288, 5, 4, 2, 24
 N_CTX = 1024
-EAGER: dict[str, Any] = {"attn_implementation": "eager"}
-"""The attention that applies Gemma-2's soft cap."""
 INIT_STD = 0.05
 MATCHING_LAYERS = (1, 2, 3)
 MATCH_STD, COPY_STD, MATCH_NOISE = 0.26, 0.12, 0.03
@@ -20,7 +18,7 @@ def nano_config(tokenizer: "PreTrainedTokenizerFast") -> "Gemma2Config":
     """Hugging Face's Gemma-2 configuration at nano size, about 740 thousand parameters."""
     from transformers import Gemma2Config
 
-    return Gemma2Config(
+    config = Gemma2Config(
         vocab_size=len(tokenizer),
         hidden_size=D_MODEL,
         intermediate_size=D_MLP,
@@ -35,8 +33,9 @@ def nano_config(tokenizer: "PreTrainedTokenizerFast") -> "Gemma2Config":
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         initializer_range=INIT_STD,
-        **EAGER,
     )
+    config._attn_implementation = "eager"  # the others leave out Gemma-2's soft cap
+    return config
 
 
 def new_model(tokenizer: "PreTrainedTokenizerFast", seed: int) -> "Gemma2ForCausalLM":
