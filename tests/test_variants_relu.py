@@ -82,3 +82,9 @@ def test_encode_takes_any_leading_axes():
 def test_a_bad_value_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         ReLU.Config(**config)
+
+
+def test_before_training_a_silent_sae_predicts_the_mean():
+    sae, x = make(ReLU), activations(50)
+    sae.start(x)
+    torch.testing.assert_close(sae.decode(torch.zeros(D_SAE)), x.mean(0))

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.nano.tokenizer import SPECIAL
+
 if TYPE_CHECKING:
     from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
@@ -29,9 +31,9 @@ def nano_config(tokenizer: "PreTrainedTokenizerFast") -> "Gemma2Config":
         query_pre_attn_scalar=D_HEAD,
         max_position_embeddings=N_CTX,
         sliding_window=N_CTX,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=SPECIAL.index("<pad>"),
+        bos_token_id=SPECIAL.index("<bos>"),
+        eos_token_id=SPECIAL.index("<eos>"),
         initializer_range=INIT_STD,
     )
     config._attn_implementation = "eager"  # the others leave out Gemma-2's soft cap
