@@ -54,8 +54,9 @@ def train_in_loop(
     """As `train_lockstep`, with gradient steps for all."""
     if not trainees:
         return
+    sample = stream.sample
     for trainee in trainees:
-        trainee.start(stream.sample)
+        trainee.start(sample)
     every = max(1, stream.n_steps // N_REPORTS)
     for i, batch in enumerate(stream):
         running = [t for t in trainees if t.outcome.stop_reason is None]

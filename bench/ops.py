@@ -26,10 +26,14 @@ def norm_error(x: Tensor, x_hat: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x - x_hat, dim=-1).mean()
 
 
-def keep_top_k(pre: Tensor, k: int) -> Tensor:
-    """The k largest entries of each row where positive, zero elsewhere. pre [..., d_sae]."""
+def keep_top_k(pre: Tensor, k: int, *, rectify: bool = True) -> Tensor:
+    """The k largest entries of each row, zero elsewhere and where negative. pre [..., d_sae].
+
+    With `rectify=False` negative ones are kept too.
+    """
     top = pre.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
+    values = top.values.relu() if rectify else top.values
+    return torch.zeros_like(pre).scatter(-1, top.indices, values)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from bench.variant import Variant
 
 SEED = -1
 """Not one that a config may hold, so that no reported SAE is a pilot."""
-FACTORS = (0.4, 1.0, 2.5, 6.0)
+FACTORS = (0.25, 0.7, 2.0, 6.0)
 """Pilots' knobs as multiples of the variant's default."""
 ROWS_PER_BATCH = 4096
 

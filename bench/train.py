@@ -77,7 +77,10 @@ def _open(config: RunConfig, spec: ModelSpec, hub: Hub, progress: Progress) -> "
     from bench.activations import ActivationStream
 
     def texts() -> Iterator[str]:
-        rows = hub.load_dataset(config.train.dataset, split="train", streaming=True)
+        # on the hub, openwebtext comes with a script; a mirror has none
+        rows = hub.load_dataset(
+            config.train.dataset, split="train", streaming=True, trust_remote_code=True
+        )
         return (row["text"] for row in rows)
 
     return ActivationStream(

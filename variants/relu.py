@@ -19,8 +19,9 @@ class ReLUConfig:
 
     l1: float = 0.1
     """Weight of the norm-weighted L1 term, in units of the squared error."""
-    decoder_init_norm: float = 0.1
-    """Norm of each decoder row before training."""
+    decoder_init_norm: float = 0.5
+    """Norm of each decoder row before training; the update allows 0.05 to 1. SAELens has 0.1, from
+    where a training of a few thousand steps leaves latents that fire but do next to nothing."""
 
     def __post_init__(self):
         if self.l1 < 0:

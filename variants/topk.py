@@ -50,7 +50,7 @@ class TopK(Variant):
             self.b_dec.copy_(ops.geometric_median(x))
 
     def encode(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        return ops.keep_top_k(self._pre(x), self.cfg.k)
+        return ops.keep_top_k((x - self.b_dec) @ self.W_enc + self.b_enc, self.cfg.k)
 
     def losses(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         x_hat = self.decode(self.encode(batch.x))
@@ -70,17 +70,14 @@ class TopK(Variant):
         weights = {k: v.detach().clone() for k, v in self.named_parameters()}
         return Exported("topk", {"k": self.cfg.k, "apply_b_dec_to_input": True}, weights)
 
-    def _pre(self, x: Tensor) -> Tensor:
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
-
     def _auxk(self, x: Tensor, x_hat: Tensor, step: Step) -> Tensor:
         """Error of predicting what is left over with the largest dead latents alone."""
         if not (step.n_dead and self.cfg.auxk_coef):
             return x.new_zeros(())
         most = max(self.d_in // 2, 1)
-        pre = self._pre(x).masked_fill(~step.dead, -torch.inf)
-        top = pre.topk(min(most, step.n_dead), dim=-1, sorted=False)  # [n, k_aux]
-        values = top.values.relu() if self.cfg.auxk_relu else top.values
-        f = torch.zeros_like(pre).scatter(-1, top.indices, values)
+        # unlike nonzero(), this does not wait for the device
+        dead = step.dead.int().topk(step.n_dead, sorted=False).indices
+        pre = (x - self.b_dec) @ self.W_enc[:, dead] + self.b_enc[dead]  # [n, n_dead]
+        f = ops.keep_top_k(pre, min(most, step.n_dead), rectify=self.cfg.auxk_relu)
         scale = self.cfg.auxk_coef * min(step.n_dead / most, 1.0)
-        return scale * ops.squared_error((x - x_hat).detach(), f @ self.W_dec)
+        return scale * ops.squared_error((x - x_hat).detach(), f @ self.W_dec[dead])
