@@ -4,6 +4,7 @@ import pytest
 import torch
 from training import D_IN, D_SAE, FakeStream, activations, at, make, set_weights
 
+from bench.ops import geometric_median
 from bench.train import train_one
 from bench.variant import Batch
 from variants.topk import TopK
@@ -103,3 +104,11 @@ def test_encode_takes_any_leading_axes_and_no_row_depends_on_another():
     f = sae.encode(x)
     assert torch.equal(sae.encode(x.view(2, 3, D_IN)).view(6, D_SAE), f)
     torch.testing.assert_close(sae.encode(x[:1]), f[:1])
+
+
+def test_the_bias_starts_at_the_geometric_median():
+    sae, x = make(TopK, k=3), activations(50)
+    x[:3] += 100  # which would pull the mean along
+    sae.start(x)
+    torch.testing.assert_close(sae.b_dec.detach(), geometric_median(x))
+    assert (sae.b_dec - x[3:].mean(0)).norm() < 1

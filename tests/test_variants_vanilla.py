@@ -4,6 +4,7 @@ import pytest
 import torch
 from training import D_SAE, FakeStream, activations, at, make, set_weights
 
+from bench.ops import geometric_median
 from bench.train import train_one
 from bench.variant import Batch
 from variants.vanilla import RESAMPLED_ENCODER_NORM, Vanilla
@@ -107,3 +108,9 @@ def test_training_explains_the_variance_and_more_l1_gives_fewer_active_latents()
     error = (stream.x - saes[0](stream.x)).pow(2).sum()
     assert error < 0.2 * (stream.x - stream.x.mean(0)).pow(2).sum()
     assert fewer < 0.7 * few
+
+
+def test_the_bias_starts_at_the_geometric_median():
+    sae, x = make(Vanilla), activations(50)
+    sae.start(x)
+    torch.testing.assert_close(sae.b_dec.detach(), geometric_median(x))
