@@ -28,15 +28,16 @@ def run(config: RunConfig, out: Path, progress: Progress) -> list[Cell]:
     from bench.plan import plan_cells, suite_jobs
     from bench.train import train_all
 
+    out = out.resolve()  # suites run in folders of their own, where a relative path leads elsewhere
     preflight.check(config, out)
-    store, cache = out.resolve().parent / STORE, out.resolve().parent / CACHE
+    store, cache = out.parent / STORE, out.parent / CACHE
     spec = resolve(config.model)
     hub = hub_for(spec, cache)
     save_config(config, out)
     sae_dirs = train_all(config, spec, hub, out, progress)
     cells = plan_cells(config, spec, hub.revision, sae_dirs, store)
     ledger.record(out, cells)
-    jobs = suite_jobs(config, cells, hub.revision, out.resolve() / "work", cache)
+    jobs = suite_jobs(config, cells, hub.revision, out / "work", cache)
     run_suites(jobs, config.workers, progress)
     return ledger.close(out, config.name, cells)
 

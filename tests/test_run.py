@@ -52,7 +52,7 @@ def go(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "hub_for", lambda *args: datasets.LocalHub(tiny.data()))
     out = tmp_path / "results" / "mine"
 
-    def start(**changes) -> tuple[list[Cell], int]:
+    def start(out: Path = out, **changes) -> tuple[list[Cell], int]:
         before = {path: path.stat().st_mtime_ns for path in out.parent.glob(".store/*/cell.json")}
         cells = run(replace(CONFIG, **changes), out, lambda *args: None)
         after = {path: path.stat().st_mtime_ns for path in out.parent.glob(".store/*/cell.json")}
@@ -90,6 +90,13 @@ def test_a_failure_stays_in_its_cell_and_is_tried_again(go):
     ledger = json.loads((go.out / "ledger.json").read_text())["cells"]
     assert [row["state"] for row in ledger] == ["ok", "failed", "ok"]
     assert go(controls=controls)[1] == 1
+
+
+def test_a_relative_run_folder_is_found_by_the_suites(go, tmp_path, monkeypatch):
+    """Suites run in working directories of their own."""
+    monkeypatch.chdir(tmp_path)
+    cells, _ = go(out=Path("results/relative"), controls=())
+    assert [cell.state for cell in cells] == ["ok"]
 
 
 def test_a_saved_config_is_the_config(tmp_path):
