@@ -12,8 +12,13 @@ TINY = 1e-8
 
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one use of a seed, so that no two uses share their random numbers."""
+    return torch.Generator().manual_seed(derived_seed(seed, purpose))
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of 56 bits for one use of `seed`."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return int.from_bytes(digest[:7], "big")
 
 
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from bench import ops
+
 if TYPE_CHECKING:
     from bench.config import TrainConfig
 
@@ -69,6 +71,22 @@ class Step(NamedTuple):
     are forgotten and they count as alive."""
     length: float = 0.0
     """Fraction of training that this step is."""
+    index: int = 0
+    """Number of the step, counted from 0."""
+    seed: int = 0
+    """The SAE's seed, from which `generator` draws."""
+    fired: Callable[[Tensor], None] = _nothing
+    """Call in `losses` with how many rows of `Batch.x` each latent fired for, [d_sae] int, where
+    the feature acts are never formed as a whole; else the trainer counts what `encode` gave."""
+
+    def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """Random numbers for one use in this step; the same use gives the same ones.
+
+        They follow from seed, step and purpose alone, so that a training that was interrupted
+        draws the same as one that was not, and no SAE disturbs another.
+        """
+        seed = ops.derived_seed(self.seed, f"step {self.index}: {purpose}")
+        return torch.Generator(device).manual_seed(seed)
 
     def ends_part(self, fraction: float) -> bool:
         """True in the step with which another `fraction` of training is done."""
