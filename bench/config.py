@@ -41,6 +41,11 @@ class TrainConfig:
     """Hub id of the training text."""
     heldout_tokens: int = 16_384
     """Tokens of the frozen held-out split on which L0 is measured."""
+    checkpoint_every: float = 0.1
+    """Fraction of training between two checkpoints that a run can go on from; 0 = none. Each SAE
+    keeps its last two, of three times its weights each, until it is trained."""
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where losses are shown besides losses/*.csv; needs the package of that name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class VariantConfig:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of the variant's Config."""
     target_l0: float | None = None
-    """L0 that the sparsity knob aims at; None where the knob was chosen by hand."""
+    """L0 that the sparsity knob aims at; None where the knob was chosen by hand. A YAML file may
+    give a list: one SAE per target."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ class RunConfig:
     """Suite processes at a time."""
 
 
+WITHOUT_EFFECT = ("checkpoint_every", "log_to")
+"""Fields of TrainConfig that change no weight, and so no key."""
+
+
 def default_config() -> Path:
     """The config of the embedded demo, which ships with the package."""
     return Path(__file__).parents[1] / "configs" / "nano.yaml"
@@ -113,7 +123,7 @@ def load_config(path: Path) -> RunConfig:
     except yaml.YAMLError as error:
         raise UserError(f"config {str(path)!r}: {_one_line(error)}") from error
     try:
-        config = build(RunConfig, _with_empty_suites(raw))
+        config = build(RunConfig, _with_each_target(_with_empty_suites(raw)))
         validate(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -149,3 +159,20 @@ def _with_empty_suites(raw: Any) -> Any:
     if isinstance(raw, dict) and isinstance(raw.get("suites"), dict):
         return raw | {"suites": {k: {} if v is None else v for k, v in raw["suites"].items()}}
     return raw
+
+
+def _with_each_target(raw: Any) -> Any:
+    """`target_l0: [4, 8]` is short for the same variant or control once per target."""
+    if not isinstance(raw, dict):
+        return raw
+    kinds = [k for k in ("variants", "controls") if isinstance(raw.get(k), list)]
+    return raw | {kind: [one for item in raw[kind] for one in _per_target(item)] for kind in kinds}
+
+
+def _per_target(item: Any) -> list[Any]:
+    targets = item.get("target_l0") if isinstance(item, dict) else None
+    if not isinstance(targets, list):
+        return [item]
+    if not targets:
+        raise UserError(f"{item.get('name')}: target_l0=[]: give at least one")
+    return [item | {"target_l0": target} for target in targets]

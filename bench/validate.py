@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "grad_clip": (1e-12, float("inf")),
     "context_size": (2, float("inf")),
     "heldout_tokens": (1, float("inf")),
+    "checkpoint_every": (0.0, 1.0),
 }
 
 
@@ -74,6 +75,7 @@ def _check_train(train: TrainConfig) -> None:
         raise UserError(
             f"train.batch_size={train.batch_size}: exceeds train.tokens={train.tokens}, lower it"
         )
+    _check_unique("train.log_to", list(train.log_to))
     for i, beta in enumerate(train.betas):
         if not 0 <= beta < 1:
             raise UserError(f"train.betas[{i}]={beta}: must be in [0, 1)")
