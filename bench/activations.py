@@ -7,14 +7,17 @@ another with a BOS between. Special tokens run through the model but are never t
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from bench import ops
-from bench.config import TrainConfig
+from bench.config import RunConfig, TrainConfig
+from bench.datasets import Hub
 from bench.errors import UserError
+from bench.models import ModelSpec, load_model
 from bench.validate import parse_hook
 from bench.variant import Batch
 
@@ -28,6 +31,39 @@ SAMPLE_TOKENS = 16_384
 """Tokens from which the input scale, the mean and the variants' start are taken."""
 CONTEXTS_PER_PASS = 32
 TEXTS_PER_CALL = 32
+
+
+def open_stream(
+    config: RunConfig,
+    spec: ModelSpec,
+    hub: Hub,
+    cache_dir: Path,
+    report: Callable[[int, int], None] | None = None,
+    *,
+    needs_sequences: bool = False,
+) -> "ActivationStream":
+    """The stream of a run. `report` gets tokens read and to read; `cache_dir` is shared by runs.
+
+    Whole contexts beside the shuffled tokens come only if they are asked for.
+    """
+    if needs_sequences:
+        raise UserError("needs_sequences=True: the stream has no whole contexts yet")
+
+    def texts() -> Iterator[str]:
+        # on the hub, openwebtext comes with a script; a mirror has none
+        rows = hub.load_dataset(
+            config.train.dataset, split="train", streaming=True, trust_remote_code=True
+        )
+        return (row["text"] for row in rows)
+
+    return ActivationStream(
+        load_model(spec, config.device, config.dtype),
+        config.hook_name,
+        texts,
+        config.train,
+        data_seed=config.data_seed,
+        report=report,
+    )
 
 
 class ActivationStream:
@@ -58,6 +94,13 @@ class ActivationStream:
 
     def __iter__(self) -> Iterator[Batch]:
         """`n_steps` batches of scaled activations, each token of the pass exactly once."""
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches of the steps from `start` on, bit for bit those of a whole pass."""
+        return islice(self._pass(), start, None)
+
+    def _pass(self) -> Iterator[Batch]:
         generator = ops.generator(self._data_seed, "order of the tokens")
         rows = self._all_mixed(generator) if self._fits else self._pool_mixed(generator)
         for x in rows:

@@ -124,7 +124,7 @@ def test_what_is_finished_is_kept_and_only_the_rest_is_trained(tmp_path, monkeyp
     stages = []
     run(config(TOPK, RELU, controls=CONTROLS), tmp_path, lambda stage, *args: stages.append(stage))
     assert set(stages) == {"activations", "train"}
-    monkeypatch.setattr(train, "load_model", None)  # nothing is left that would need it
+    monkeypatch.setattr(train, "_open", None)  # nothing is left that would need it
     again = run(config(TOPK, RELU, controls=CONTROLS), tmp_path)
     assert contents(again["topk_k4_s0"]) == contents(before["topk_k4_s0"])
 
