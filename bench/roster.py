@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import controls, registry
-from bench.config import ControlConfig, RunConfig, VariantConfig
+from bench.config import WITHOUT_EFFECT, ControlConfig, RunConfig, VariantConfig
 from bench.errors import UserError
 from bench.keys import content_key, folder_key, source_key, versions
 from bench.models import ModelSpec
@@ -48,8 +48,13 @@ class TrainedEntry(Entry):
         return float(getattr(self.cfg, self.knob_name)) if self.knob_name else None
 
     def with_knob(self, value: float) -> "TrainedEntry":
-        """The same with another value of its knob."""
-        return replace(self, cfg=replace(self.cfg, **{str(self.knob_name): value}))
+        """The same with another value of its knob, rounded where the knob is a whole number.
+
+        Raises ValueError for a value that the variant refuses.
+        """
+        name = str(self.knob_name)
+        is_whole = isinstance(getattr(self.cfg, name), int)
+        return replace(self, cfg=replace(self.cfg, **{name: round(value) if is_whole else value}))
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,9 @@ def roster(
 def _shared(config: RunConfig, spec: ModelSpec, data_revision: str) -> dict[str, Any]:
     """What decides the weights of every SAE of the run."""
     source = Path(spec.source)
+    train = asdict(config.train)
     return {
-        "train": asdict(config.train),
+        "train": {name: value for name, value in train.items() if name not in WITHOUT_EFFECT},
         "model": folder_key(source) if spec.is_local else spec.source,
         "hook_name": config.hook_name,
         "data_seed": config.data_seed,

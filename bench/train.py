@@ -5,8 +5,9 @@ the run: their order, their number and their failures change nothing. A run that
 from the checkpoints of each SAE, and ends with the same weights, bit for bit on a CPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import checkpoint, training_log
 from bench.config import RunConfig
@@ -14,12 +15,18 @@ from bench.datasets import Hub
 from bench.errors import UserError
 from bench.job import LOSSES, SAES, Job
 from bench.lockstep import train_in_loop, train_lockstep
-from bench.models import ModelSpec, load_model
+from bench.models import ModelSpec
 from bench.progress import Progress
 from bench.roster import ControlEntry, TrainedEntry, roster
 from bench.search import find_curves
 from bench.trainee import Outcome, Trainee
 from bench.variant import Stream, Variant
+
+if TYPE_CHECKING:
+    from bench.activations import ActivationStream
+
+CACHE = ".cache"
+"""Folder beside the run folders for what runs share."""
 
 
 def train_all(
@@ -36,16 +43,7 @@ def train_all(
     folders = [out / SAES / entry.label for entry in entries]
     todo = [(e, f) for e, f in zip(entries, folders) if not checkpoint.is_saved(f, e.key)]
     if todo:
-        from bench.activations import ActivationStream
-
-        stream = ActivationStream(
-            load_model(spec, config.device, config.dtype),
-            config.hook_name,
-            lambda: _texts(config, hub),
-            config.train,
-            data_seed=config.data_seed,
-            report=lambda done, total: progress("activations", done, total, spec.name),
-        )
+        stream = _open(config, spec, hub, out, [e for e, _ in todo], progress)
         job = Job(config, spec, stream, out, progress)
         _train(job, [(e, f) for e, f in todo if isinstance(e, TrainedEntry)])
         for entry, folder in todo:
@@ -61,12 +59,26 @@ def train_one(variant: Variant, stream: Stream) -> Outcome:
     return trainee.outcome
 
 
-def _texts(config: RunConfig, hub: Hub) -> Iterator[str]:
-    # on the hub, openwebtext comes with a script; a mirror has none
-    rows = hub.load_dataset(
-        config.train.dataset, split="train", streaming=True, trust_remote_code=True
+def _open(
+    config: RunConfig,
+    spec: ModelSpec,
+    hub: Hub,
+    out: Path,
+    entries: Sequence[TrainedEntry | ControlEntry],
+    progress: Progress,
+) -> "ActivationStream":
+    from bench.activations import open_stream
+
+    return open_stream(
+        config,
+        spec,
+        hub,
+        out.parent / CACHE,
+        lambda done, total: progress("activations", done, total, spec.name),
+        needs_sequences=any(
+            isinstance(e, TrainedEntry) and e.variant.needs_sequences for e in entries
+        ),
     )
-    return (row["text"] for row in rows)
 
 
 def _train(job: Job, todo: Sequence[tuple[TrainedEntry, Path]]) -> None:

@@ -51,6 +51,10 @@ class Stream(Protocol):
         """`n_steps` batches."""
         ...
 
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches from step `start` on, the same ones as in a whole pass."""
+        ...
+
 
 def _nothing(latents: Tensor) -> None: ...
 

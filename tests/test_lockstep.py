@@ -8,9 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import D_IN, D_SAE, FakeStream, make
 
 from bench.config import TrainConfig
-from bench.lockstep import N_REPORTS, Trainee, lr_factor, train_lockstep
+from bench.lockstep import train_lockstep
+from bench.schedules import lr_factor
 from bench.train import train_one
-from bench.variant import Variant
+from bench.trainee import N_REPORTS, Outcome, Trainee
+from bench.training_log import TrainingLog
+from bench.variant import Step, Variant
 from variants.relu import ReLU
 from variants.topk import TopK
 from variants.vanilla import Vanilla
@@ -33,7 +36,10 @@ class Faulty(TopK):
 
 
 def trainees(stream, *variants, log=None):
-    return [Trainee(f"{i}", v, stream.config, stream.n_steps, log) for i, v in enumerate(variants)]
+    return [
+        Trainee(f"{i}", v, stream.config, stream.n_steps, log=TrainingLog(log))
+        for i, v in enumerate(variants)
+    ]
 
 
 def trained(stream, *variants):
@@ -91,6 +97,63 @@ def test_divergence_is_stopped():
     assert other.stop_reason is None
 
 
+def test_an_sae_that_does_nothing_for_long_is_stopped():
+    class Silent(ReLU):
+        def after_step(self, batch, step):
+            with torch.no_grad():
+                self.b_enc.fill_(0.0 if step.progress < 0.2 else -9.0)
+
+    (outcome, _), (other, _) = trained(FakeStream(n_steps=200), make(Silent), make(ReLU))
+    assert outcome.is_collapsed and not other.is_collapsed
+    # silent from step 40 on, seen at 42 and 50 steps later
+    assert "collapsed: L0 below 0.01 since step 42, 24 of 24 latents dead" in outcome.stop_reason
+    assert outcome.n_steps == 92
+    assert other.stop_reason is None
+
+
+def test_an_sae_that_is_revived_in_time_goes_on():
+    class Sleeping(ReLU):
+        def after_step(self, batch, step):
+            with torch.no_grad():
+                self.b_enc.fill_(-9.0 if 0.2 < step.progress < 0.4 else 0.0)
+
+    assert trained(FakeStream(n_steps=200), make(Sleeping))[0][0].stop_reason is None
+
+
+def test_draws_from_the_global_generator_follow_from_seed_and_step_too():
+    class Noisy(ReLU):
+        def losses(self, batch, step):
+            x = batch.x + 0.1 * torch.randn_like(batch.x)
+            return {"reconstruction": (x - self(batch.x)).pow(2).sum(-1).mean()}
+
+    stream, before = FakeStream(), torch.random.get_rng_state()
+    (_, alone), *_ = trained(stream, make(Noisy))
+    (_, first), _, (_, last) = trained(stream, make(Noisy), make(TopK, k=3), make(Noisy))
+    assert equal(alone, first) and equal(alone, last)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_step_gives_other_random_numbers_per_purpose_step_and_seed():
+    drawn = [
+        torch.rand(4, generator=Step(0.5, 1.0, torch.zeros(1), index=i, seed=s).generator(use))
+        for i, s, use in [(3, 0, "a"), (3, 0, "a"), (4, 0, "a"), (3, 1, "a"), (3, 0, "b")]
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not any(torch.equal(drawn[0], other) for other in drawn[2:])
+
+
+def test_a_variant_may_count_by_itself_what_fired():
+    class Counting(TopK):
+        def losses(self, batch, step):
+            terms = super().losses(batch, step)
+            step.fired(torch.full((self.d_sae,), 2 * len(batch.x)))
+            return terms
+
+    (trainee,) = trainees(stream := FakeStream(n_steps=1), make(Counting, k=3))
+    train_lockstep([trainee], stream)
+    assert f"L0 {2 * D_SAE:.1f}" in trainee.note
+
+
 def test_an_exception_at_the_start_stops_that_sae():
     class Broken(ReLU):
         def start(self, x):
@@ -109,13 +172,13 @@ def test_a_variant_with_a_training_of_its_own_gets_the_whole_stream():
     stream, own = FakeStream(), make(Own, k=3)
     (outcome, _), (other, _) = trained(stream, own, make(TopK, k=3))
     assert torch.equal(own.seen, stream.x)
-    assert outcome == other == (stream.n_steps, None)
+    assert outcome == other == Outcome(stream.n_steps)
 
 
 def test_training_a_variant_by_itself_is_the_loop():
     stream, variant = FakeStream(), make(TopK, k=3)
     outcome = variant.train(stream)
-    assert outcome == (stream.n_steps, None)
+    assert outcome == Outcome(stream.n_steps)
     assert equal(variant.state_dict(), trained(stream, make(TopK, k=3))[0][1])
     assert variant.eval().training is False
 
@@ -202,25 +265,47 @@ def test_the_log_has_each_term_by_name_averaged_over_its_steps(tmp_path):
     assert float(rows[-1]["l0"]) == pytest.approx(3, abs=0.01)
 
 
+WAITING = {
+    torch.ops.aten._local_scalar_dense.default,  # item(), bool(), float(), int()
+    torch.ops.aten.nonzero.default,  # its result has as many rows as the values say
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten._unique2.default,
+}
+
+
 class Waits(TorchDispatchMode):
     """Counts how often a value is fetched from the device."""
 
     n = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += func is torch.ops.aten._local_scalar_dense.default
+        self.n += func in WAITING
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_waits_for_the_device_between_reports():
-    def waits(n_steps):
-        stream = FakeStream(n_steps=n_steps)
-        group = trainees(stream, make(Vanilla, resample_every=0.0), make(ReLU), make(TopK, k=3))
-        with Waits() as counted:
-            train_lockstep(group, stream)
-        return counted.n
+def test_the_device_is_waited_for_once_per_sae_and_report(monkeypatch):
+    fetched = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: fetched.append(1) or tolist(self))
+    stream = FakeStream(n_steps=4 * N_REPORTS)
+    group = trainees(stream, make(Vanilla, resample_every=0.0), make(ReLU), make(TopK, k=3))
+    with Waits() as counted:
+        train_lockstep(group, stream)
+    assert counted.n == 0
+    assert len(fetched) == 3 * N_REPORTS
 
-    assert waits(4 * N_REPORTS) == waits(2 * N_REPORTS) > 0
+
+def test_a_wait_in_a_step_would_be_seen():
+    class Waiting(TopK):
+        def after_step(self, batch, step):
+            super().after_step(batch, step)
+            if step.dead.any():
+                raise AssertionError
+
+    with Waits() as counted:
+        train_lockstep(trainees(stream := FakeStream(n_steps=9), make(Waiting, k=3)), stream)
+    assert counted.n == 9
 
 
 def test_learning_rate_rises_holds_and_falls():

@@ -1,6 +1,7 @@
 """A stream of random activations with planted directions, small enough to train on in a test."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,6 +27,12 @@ class FakeStream:
         return self.x[:64]
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return islice(self._pass(), start, None)
+
+    def _pass(self) -> Iterator[Batch]:
         for rows in self.x.split(self.config.batch_size):
             yield Batch(rows)
 
