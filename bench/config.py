@@ -38,7 +38,15 @@ class TrainConfig:
     context_size: int = 128
     """Tokens per context, BOS included."""
     dataset: str = "Skylion007/openwebtext"
-    """Hub id of the training text."""
+    """Hub id of the training text, or a local .txt, .jsonl or .parquet file."""
+    text_column: str = "text"
+    """Field of the data set that holds the text."""
+    buffer_tokens: int = 524_288
+    """Tokens whose activations are in memory and are mixed with one another. Their size is this
+    many times d_in times the bytes of a number in `dtype`."""
+    sink_norm: float | None = None
+    """Leave out tokens whose norm is above this many times the median, such as attention sinks;
+    None keeps all but special tokens."""
     heldout_tokens: int = 16_384
     """Tokens of the frozen held-out split on which L0 is measured."""
     checkpoint_every: float = 0.1
@@ -99,6 +107,10 @@ class RunConfig:
     """Precision of the language model and of the suites."""
     workers: int = 2
     """Suite processes at a time."""
+    d_in: int | None = None
+    """Width of the activations, to be checked against the model; None takes the model's."""
+    activation_cache_gb: float = 0.0
+    """Most disk space in GB for training activations that later runs use again; 0 keeps none."""
 
 
 WITHOUT_EFFECT = ("checkpoint_every", "log_to")

@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "grad_clip": (1e-12, float("inf")),
     "context_size": (2, float("inf")),
     "heldout_tokens": (1, float("inf")),
+    "buffer_tokens": (1, float("inf")),
     "checkpoint_every": (0.0, 1.0),
 }
 
@@ -64,6 +65,9 @@ def _check_run(config: RunConfig) -> None:
     ]:
         _check_range(name, seed, 0, 2**32 - 1)  # what numpy's seed accepts
     _check_range("workers", config.workers, 1, 1024)
+    _check_range("activation_cache_gb", config.activation_cache_gb, 0.0, float("inf"))
+    if config.d_in is not None:
+        _check_range("d_in", config.d_in, 1, float("inf"))
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", config.device):
         raise UserError(f"device={config.device!r}: must be cpu, cuda, cuda:0, ... or mps")
 
@@ -76,6 +80,10 @@ def _check_train(train: TrainConfig) -> None:
             f"train.batch_size={train.batch_size}: exceeds train.tokens={train.tokens}, lower it"
         )
     _check_unique("train.log_to", list(train.log_to))
+    if train.sink_norm is not None and train.sink_norm <= 1:
+        raise UserError(
+            f"train.sink_norm={train.sink_norm:g}: must be above 1, or it leaves out half the text"
+        )
     for i, beta in enumerate(train.betas):
         if not 0 <= beta < 1:
             raise UserError(f"train.betas[{i}]={beta}: must be in [0, 1)")
