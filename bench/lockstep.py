@@ -38,6 +38,9 @@ def train_in_loop(
         for trainee in trainees:
             trainee.start(sample)
         _take_steps(trainees, stream, report)
+        for trainee in trainees:
+            if trainee.is_running:
+                trainee.finish(stream)
     for trainee in trainees:
         trainee.close()
 

@@ -101,6 +101,11 @@ class Trainee:
             if self.is_running and every and (n_steps % every == 0 or n_steps == self._n_steps):
                 self._save()
 
+    def finish(self, stream: Stream) -> None:
+        """All steps are taken: let the variant set what inference needs."""
+        with torch.no_grad():
+            self._guarded(self.outcome.n_steps, lambda: self.variant.finish(stream))
+
     def close(self) -> None:
         """The training is over."""
         self._log.close()

@@ -171,6 +171,9 @@ class Variant(nn.Module, ABC):
     def after_step(self, batch: Batch, step: Step) -> None:
         """Called after the optimiser step: projections, resampling, pruning."""
 
+    def finish(self, stream: "Stream") -> None:
+        """Called once after the last step, without gradients: thresholds that inference needs."""
+
     def train(self, stream: "bool | Stream" = True):  # type: ignore[override]
         """Train on `stream`; the default is the lockstep loop of bench.train.
 
