@@ -265,7 +265,10 @@ class Trainee:
         for moment in MOMENTS:
             for name, value in _below(f"adam.{moment}.", tensors).items():
                 parameter = self.variant.get_parameter(name)
-                self._optimiser.state[parameter][moment] = value.to(self._device)
+                # fused Adam reads memory in order: a moment has its parameter's strides
+                like = parameter if value.shape == parameter.shape else value
+                restored = torch.empty_like(like, dtype=value.dtype, device=self._device)
+                self._optimiser.state[parameter][moment] = restored.copy_(value).detach()
         self._silent_steps = tensors["silent_steps"].to(self._device)
         self._dead = tensors["dead"].to(self._device)
         if self._generator is not None:
