@@ -164,7 +164,7 @@ def _extrapolated(active: Sequence[tuple[float, float]], l0: float) -> float:
     slope = math.log(end / start) / math.log(next_knob / knob)
     if slope == 0 or math.log(l0 / end) / slope * math.log(next_knob / knob) <= 0:
         return high  # not monotonic there: look far
-    return min(max(math.exp(abs(math.log(l0 / end) / slope)), low), high)
+    return math.exp(min(max(abs(math.log(l0 / end) / slope), math.log(low)), math.log(high)))
 
 
 def _nearest_beyond(edge: float, rises: bool, walls: Sequence[float]) -> float | None:

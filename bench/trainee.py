@@ -103,6 +103,7 @@ class Trainee:
 
     def finish(self, stream: Stream) -> None:
         """All steps are taken: let the variant set what inference needs."""
+        _seed_draws(self._seed, "finish", self._device)
         with torch.no_grad():
             self._guarded(self.outcome.n_steps, lambda: self.variant.finish(stream))
 

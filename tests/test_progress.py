@@ -1,6 +1,6 @@
 """Progress says what is running and how long is left."""
 
-from bench.progress import LOG_EVERY_S, ProgressBar
+from bench.progress import LOG_EVERY_S, MAX_ROWS, ProgressBar
 
 
 class Clock:
@@ -65,3 +65,23 @@ def test_the_end_of_a_stage_is_told_once():
     for _ in range(3):
         show("evaluate", 4, 4)
     assert len(written) == 1
+
+
+def test_a_terminal_shows_a_row_per_part_and_draws_over_it():
+    show, _, written = bar(is_terminal=True)
+    show("train", 1, 10, "2 SAEs", ["topk: L0 8", "relu: L0 9"])
+    head, *rows = written[-1].split("\n")
+    assert head.startswith("\r\x1b[Jtrain [") and head.endswith("2 SAEs")
+    assert rows == ["  topk: L0 8", "  relu: L0 9\x1b[2A"]
+    show("train", 10, 10, "2 SAEs", ["topk: L0 8", "relu: L0 9"])
+    assert written[-1].endswith("  relu: L0 9\n")
+
+
+def test_too_many_rows_are_counted_on_a_terminal_and_all_told_in_a_log():
+    rows = [f"sae {i}" for i in range(MAX_ROWS + 3)]
+    show, _, written = bar(is_terminal=True)
+    show("train", 1, 10, "", rows)
+    assert written[-1].endswith(f"\n  and 3 more\x1b[{MAX_ROWS + 1}A")
+    show, _, written = bar(is_terminal=False)
+    show("train", 1, 10, "", rows)
+    assert written[-1].splitlines()[1:] == [f"  {row}" for row in rows]
