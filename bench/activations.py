@@ -1,36 +1,47 @@
-"""Activations of the training text: one pass of the language model feeds every SAE.
+"""The activation stream: one pass of the language model feeds every SAE, in two views.
 
-Text is packed into contexts of a fixed size as SAELens packs it: BOS first, documents behind one
-another with a BOS between. Special tokens run through the model but are never trained on.
+A step has shuffled tokens for all variants and, where a variant asks for them, whole contexts in
+reading order. Over a pass both views hold each token exactly once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from bench import ops
+from bench.activation_cache import ActivationCache
 from bench.config import RunConfig, TrainConfig
 from bench.datasets import Hub
 from bench.errors import UserError
+from bench.keys import folder_key, versions
+from bench.mixing import Round, deal, rounds
 from bench.models import ModelSpec, load_model
-from bench.validate import parse_hook
+from bench.packing import UNKNOWN, groups
+from bench.prefetch import prefetched
+from bench.reader import Reader, activations, drop_behind
+from bench.texts import Text, text_source
 from bench.variant import Batch
+from bench.window import Held, Read, Window, norms
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+__all__ = ["ActivationStream", "activations", "open_stream"]
+
 T = TypeVar("T")
-POOL_BYTES = 1024**3
-"""Most memory for activations that wait to be mixed; where all fit, the mixing is complete."""
 SAMPLE_TOKENS = 16_384
 """Tokens from which the input scale, the mean and the variants' start are taken."""
 CONTEXTS_PER_PASS = 32
-TEXTS_PER_CALL = 32
+BATCHES_AHEAD = 4
+"""Batches made in the background on a GPU."""
+CACHE_FOLDER = "activations"
+SURE_BYTES_PER_TOKEN = 16
+"""Text with more bytes per wanted token is taken to be long enough without counting."""
 
 
 def open_stream(
@@ -44,93 +55,113 @@ def open_stream(
 ) -> "ActivationStream":
     """The stream of a run. `report` gets tokens read and to read; `cache_dir` is shared by runs.
 
-    Whole contexts beside the shuffled tokens come only if they are asked for.
+    Whole contexts beside the shuffled tokens come only if they are asked for; the shuffled tokens
+    are the same with and without. Raises UserError for what cannot be trained on.
     """
-    if needs_sequences:
-        raise UserError("needs_sequences=True: the stream has no whole contexts yet")
-
-    def texts() -> Iterator[str]:
-        # on the hub, openwebtext comes with a script; a mirror has none
-        rows = hub.load_dataset(
-            config.train.dataset, split="train", streaming=True, trust_remote_code=True
-        )
-        return (row["text"] for row in rows)
-
-    return ActivationStream(
-        load_model(spec, config.device, config.dtype),
+    source = text_source(config.train, hub)
+    model = load_model(spec, config.device, config.dtype)
+    stream = ActivationStream(
+        model,
         config.hook_name,
-        texts,
+        source.open,
         config.train,
         data_seed=config.data_seed,
         report=report,
+        needs_sequences=needs_sequences,
+        n_text_bytes=source.n_bytes,
+        cache=_cache(config, spec, cache_dir),
+        n_ahead=BATCHES_AHEAD if config.device.startswith("cuda") else 0,
     )
+    drop_behind(model, config.hook_name)
+    if config.d_in not in (None, stream.d_in):
+        raise UserError(
+            f"d_in={config.d_in}: {config.hook_name} of model {spec.name!r} is {stream.d_in} wide"
+        )
+    return stream
+
+
+class SequenceView(NamedTuple):
+    """The fields of a Batch that hold whole contexts."""
+
+    contexts: Tensor
+    token_ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    context_id: Tensor
+    paraphrase_id: Tensor
 
 
 class ActivationStream:
-    """Shuffled training batches, and a held-out split from other documents.
+    """Training batches in two views, and a held-out split from other documents.
 
     The first documents are held out, training starts with the next one. Every pass over the stream
-    gives the same batches; activations that fit into memory are computed once. Raises UserError for
-    a hook that the model lacks, a context longer than its own, or too little text.
+    gives the same batches; activations that fit into the buffer are computed once.
     """
 
     def __init__(
         self,
         model: "HookedTransformer",
         hook_name: str,
-        texts: Callable[[], Iterable[str]],
+        texts: Callable[[], Iterable[Text]],
         config: TrainConfig,
         *,
         data_seed: int,
         report: Callable[[int, int], None] | None = None,
+        needs_sequences: bool = False,
+        n_text_bytes: int | None = None,
+        cache: ActivationCache | None = None,
+        n_ahead: int = 0,
     ):
-        """`texts` opens the training text anew; `report` gets tokens read and to read."""
-        _check(model, hook_name, config.context_size)
+        """`texts` opens the training text anew; `report` gets tokens read and to read.
+
+        `n_ahead` batches are made in a background thread. Raises UserError for a hook that the
+        model lacks, a context longer than its own, or steps too small for whole contexts; too
+        little text is refused when the first activations are asked for.
+        """
+        self._reader = Reader(model, hook_name, cache)
+        _check(self._reader, config, needs_sequences)
         self.config = config
         self.n_steps = config.tokens // config.batch_size
-        self._model, self._hook_name, self._texts = model, hook_name, texts
+        self._texts, self._n_text_bytes = texts, n_text_bytes
         self._data_seed, self._report = data_seed, report
-        self._n_heldout_texts = 0
+        self._needs_sequences, self._n_ahead = needs_sequences, n_ahead
 
     def __iter__(self) -> Iterator[Batch]:
         """`n_steps` batches of scaled activations, each token of the pass exactly once."""
         return self.batches()
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """The batches of the steps from `start` on, bit for bit those of a whole pass."""
-        return islice(self._pass(), start, None)
+        """The batches of the steps from `start` on, bit for bit those of a whole pass.
 
-    def _pass(self) -> Iterator[Batch]:
-        generator = ops.generator(self._data_seed, "order of the tokens")
-        rows = self._all_mixed(generator) if self._fits else self._pool_mixed(generator)
-        for x in rows:
-            yield Batch(x / self.scale)
+        The text before them is split into tokens, which is cheap, but the model does not read it.
+        """
+        made = self._pass(start)
+        if not self._n_ahead:
+            return made
+        assert self.scale  # computed here, where a user sees the reason of a failure
+        return prefetched(made, self._n_ahead, self._reader.device)
 
     @property
     def n_tokens(self) -> int:
         """Tokens of one pass: whole batches only."""
         return self.n_steps * self.config.batch_size
 
-    @cached_property
-    def heldout(self) -> Tensor:
-        """[heldout_tokens, d_in] activations that no SAE is trained on, in the model's units."""
-        n = self.config.heldout_tokens
-        texts = _Counted(self._texts())
-        found = torch.cat(list(_take(self._read(texts), n, self._too_small)))
-        self._n_heldout_texts = texts.n_read
-        return found
-
     @property
     def d_in(self) -> int:
-        return self.heldout.shape[1]
+        return self._first_documents.rows.shape[1]
+
+    @cached_property
+    def heldout(self) -> Tensor:
+        """[n, d_in] activations that no SAE is trained on, in the model's units.
+
+        n is `heldout_tokens` less the sinks among them.
+        """
+        return self._without_sinks(self._first_documents.rows)
 
     @cached_property
     def raw_sample(self) -> Tensor:
-        """[n, d_in] the first training activations, in the model's units."""
-        if self._fits:
-            return self._all[:SAMPLE_TOKENS]
-        n = min(SAMPLE_TOKENS, self.n_tokens)
-        return torch.cat(list(_take(self._training(), n, self._too_small)))
+        """[n, d_in] the first training activations without sinks, in the model's units."""
+        return self._without_sinks(self._first_rows)
 
     @cached_property
     def scale(self) -> float:
@@ -142,71 +173,157 @@ class ActivationStream:
         """[n, d_in] the first training activations, scaled."""
         return self.raw_sample / self.scale
 
+    @cached_property
+    def max_norm(self) -> float | None:
+        """Tokens with a larger norm are left out, in the model's units; None keeps all."""
+        if self.config.sink_norm is None:
+            return None
+        return self.config.sink_norm * norms(self._first_rows).median().item()
+
+    @property
+    def sink_fraction(self) -> float:
+        """Share of the sample that is left out because of its norm."""
+        return 1 - len(self.raw_sample) / len(self._first_rows)
+
+    def _pass(self, start: int) -> Iterator[Batch]:
+        window: Window | None = None
+        for some in self._rounds():
+            if some.first_step + some.n_steps <= start:
+                continue
+            window = window or self._window(some.oldest)
+            self._read_up_to(window, some.newest)
+            yield from islice(self._batches(window, some), max(0, start - some.first_step), None)
+
+    def _rounds(self) -> Iterator[Round]:
+        c = self.config
+        generator = ops.generator(self._data_seed, "order of the tokens")
+        return rounds(self.n_steps, c.batch_size, c.buffer_tokens, generator)
+
+    def _batches(self, window: Window, some: Round) -> Iterator[Batch]:
+        steps = some.tokens.split(self.config.batch_size)
+        batches = (window.take(t[self._are_kept(window, t)]) / self.scale for t in steps)
+        if not self._needs_sequences:
+            yield from map(Batch, batches)
+            return
+        for x, contexts in zip(batches, self._dealt(window, some), strict=True):
+            yield Batch(x, *self._sequences(window, contexts))
+
+    def _dealt(self, window: Window, some: Round) -> list[list[Held]]:
+        """For each step of a round the contexts that begin among as many tokens as it trains on.
+
+        They are shuffled, but those of one content stay together, so that a step sees both.
+        """
+        start = some.first_step * self.config.batch_size
+        held = window.contexts(start, start + len(some.tokens))
+        units = _units(held, self.config.batch_size // (self.config.context_size - 1))
+        generator = ops.generator(self._data_seed, f"order of the contexts from {start}")
+        order = torch.randperm(len(units), generator=generator).tolist()
+        hands = deal([len(units[i]) for i in order], some.n_steps)
+        return [[c for i in hand for c in units[order[i]]] for hand in hands]
+
+    def _sequences(self, window: Window, held: Sequence[Held]) -> SequenceView:
+        size, device = self.config.context_size, self._reader.device
+        token_ids = torch.stack([c.tokens for c in held])  # [b, T]
+        mask = torch.stack([c.is_text for c in held])
+        tokens = torch.cat([torch.arange(c.first, c.first + int(c.is_text.sum())) for c in held])
+        # the pass may end within a context
+        used = (tokens < self.n_tokens) & self._are_kept(window, tokens)
+        mask[mask.clone()] = used
+        mask = mask.to(device)
+        contexts = torch.zeros(*mask.shape, self.d_in, device=device)  # [b, T, d_in]
+        contexts[mask] = window.take(tokens[used]) / self.scale
+        return SequenceView(
+            contexts=contexts,
+            token_ids=token_ids.to(device),
+            positions=torch.arange(size, device=device).expand(len(held), -1),
+            mask=mask,
+            context_id=torch.tensor([c.number for c in held], device=device),
+            paraphrase_id=torch.tensor([int(c.paraphrase_id) for c in held], device=device),
+        )
+
+    def _window(self, oldest: int) -> Window:
+        """Where reading starts for a round that needs tokens from `oldest` on."""
+        return self._whole if self._fits else self._opened(oldest, self.config.buffer_tokens)
+
+    def _opened(self, oldest: int, n_tokens: int) -> Window:
+        slack = CONTEXTS_PER_PASS * self.config.context_size  # a group is read as one
+        size = max(n_tokens, 4 * self.config.batch_size) + slack
+        return Window(self._training(oldest), size, keep_contexts=self._needs_sequences)
+
+    def _are_kept(self, window: Window, tokens: Tensor) -> Tensor:
+        """[n] bool, False for sinks among `tokens` [n]."""
+        if self.max_norm is None:
+            return torch.ones(len(tokens), dtype=torch.bool)
+        return window.are_below(tokens, self.max_norm)
+
     @property
     def _fits(self) -> bool:
-        return self.n_tokens <= self._pool_tokens
-
-    @property
-    def _pool_tokens(self) -> int:
-        wanted = POOL_BYTES // (self.d_in * torch.float32.itemsize)
-        return max(wanted, 2 * self.config.batch_size)
+        return self.n_tokens <= self.config.buffer_tokens
 
     @cached_property
-    def _all(self) -> Tensor:
-        """[n_tokens, d_in] every training activation, in reading order."""
-        pool = self.heldout.new_empty(self.n_tokens, self.d_in)
-        n = 0
-        for rows in _take(self._training(), self.n_tokens, self._too_small):
-            pool[n : n + len(rows)] = rows
-            n += len(rows)
-            if self._report:
-                self._report(n, self.n_tokens)
-        return pool
+    def _whole(self) -> Window:
+        """All tokens of the pass, read once."""
+        window = self._opened(0, self.n_tokens)
+        self._read_up_to(window, self.n_tokens, self._report)
+        return window
 
-    def _all_mixed(self, generator: torch.Generator) -> Iterator[Tensor]:
-        order = torch.randperm(self.n_tokens, generator=generator).to(self._all.device)
-        for rows in order.split(self.config.batch_size):
-            yield self._all[rows]
+    def _read_up_to(
+        self, window: Window, n: int, report: Callable[[int, int], None] | None = None
+    ) -> None:
+        while window.n_read < n:
+            if not window.read_one():
+                raise self._too_small(window.n_read, self.n_tokens)
+            if report:
+                report(min(window.n_read, n), n)
 
-    def _pool_mixed(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Half of a shuffled pool at a time, so that a batch mixes far more than its own tokens."""
-        size, n_waiting = self.config.batch_size, 0
-        pool = self.heldout.new_empty(self._pool_tokens + self._tokens_per_pass, self.d_in)
-        n_left = self.n_tokens
-        for rows in _take(self._training(), self.n_tokens, self._too_small):
-            pool[n_waiting : n_waiting + len(rows)] = rows
-            n_waiting += len(rows)
-            n_left -= len(rows)
-            if n_left and n_waiting < self._pool_tokens:
-                continue
-            n_out = n_waiting // (2 if n_left else 1) // size * size
-            order = torch.randperm(n_waiting, generator=generator).to(pool.device)
-            for chosen in order[:n_out].split(size):
-                yield pool[chosen]
-            n_waiting -= n_out
-            pool[:n_waiting] = pool[order[n_out:]]
+    @cached_property
+    def _first_documents(self) -> "_HeldOut":
+        texts = _Counted(self._texts())
+        reads, n = self._reads(texts, 0), self.config.heldout_tokens
+        rows = torch.cat(list(_first(reads, n, self._too_small)))
+        return _HeldOut(rows, texts.n_read)
 
-    @property
-    def _tokens_per_pass(self) -> int:
-        return CONTEXTS_PER_PASS * self.config.context_size
+    @cached_property
+    def _first_rows(self) -> Tensor:
+        """[n, d_in] the first training activations, in float32."""
+        n = min(SAMPLE_TOKENS, self.n_tokens)
+        if self._fits:
+            return self._whole.take(torch.arange(n))
+        self._check_length()
+        return torch.cat(list(_first(self._training(0), n, self._too_small)))
 
-    def _training(self) -> Iterator[Tensor]:
-        """[m, d_in] at a time, the documents behind the held-out ones in reading order."""
-        assert len(self.heldout)  # counts its documents
-        return self._read(islice(self._texts(), self._n_heldout_texts, None))
+    def _without_sinks(self, rows: Tensor) -> Tensor:
+        return rows if self.max_norm is None else rows[norms(rows) <= self.max_norm]
 
-    def _read(self, texts: Iterable[str]) -> Iterator[Tensor]:
-        """Activations [m, d_in] of the tokens that are not special, one model pass at a time."""
-        tokenizer: Any = self._model.tokenizer
-        documents = (
-            ids
-            for some in _groups(texts, TEXTS_PER_CALL)
-            for ids in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]
-        )
-        contexts = pack(documents, tokenizer.bos_token_id, self.config.context_size)
-        for some in _groups(contexts, CONTEXTS_PER_PASS):
-            tokens = torch.tensor(some, device=self._model.cfg.device)  # [b, T]
-            yield activations(self._model, self._hook_name, tokens)[is_text(tokenizer, tokens)]
+    def _training(self, oldest: int) -> Iterator[Read]:
+        """The documents behind the held-out ones, from the group that holds token `oldest`."""
+        return self._reads(self._training_texts(), oldest)
+
+    def _training_texts(self) -> Iterator[Text]:
+        return islice(self._texts(), self._first_documents.n_texts, None)
+
+    def _reads(self, texts: Iterable[Text], oldest: int) -> Iterator[Read]:
+        """Groups that are always cut in the same way, so that the model's rounding is the same."""
+        first = first_context = 0
+        size = self.config.context_size
+        for group in groups(texts, self._reader.tokenizer, size, CONTEXTS_PER_PASS):
+            end = first + int(group.is_text.sum())
+            if end > oldest:
+                yield Read(first, first_context, group, self._reader.read(group))
+            first, first_context = end, first_context + len(group.tokens)
+
+    def _check_length(self) -> None:
+        """Count the tokens of a text that may be too short, before any training."""
+        if self._n_text_bytes is None or self._n_text_bytes >= SURE_BYTES_PER_TOKEN * self.n_tokens:
+            return
+        n, size = 0, self.config.context_size
+        for group in groups(
+            self._training_texts(), self._reader.tokenizer, size, CONTEXTS_PER_PASS
+        ):
+            n += int(group.is_text.sum())
+            if n >= self.n_tokens:
+                return
+        raise self._too_small(n, self.n_tokens)
 
     def _too_small(self, n_found: int, n_wanted: int) -> UserError:
         c = self.config
@@ -216,40 +333,11 @@ class ActivationStream:
         )
 
 
-@torch.no_grad()
-def activations(model: "HookedTransformer", hook_name: str, tokens: Tensor) -> Tensor:
-    """What `hook_name` sees, stopping behind its layer. tokens [b, T] -> [b, T, d_in] float32."""
-    seen: list[Tensor] = []
-    layer, _ = parse_hook(hook_name)
-    model.run_with_hooks(
-        tokens,
-        return_type=None,
-        stop_at_layer=layer + 1,
-        fwd_hooks=[(hook_name, lambda value, hook: seen.append(value.detach().float()))],
-    )
-    (found,) = seen
-    if found.ndim != 3:
-        raise UserError(f"hook_name={hook_name!r}: gives {found.ndim} axes, must be [b, T, d_in]")
-    return found
-
-
-def is_text(tokenizer: Any, tokens: Tensor) -> Tensor:
-    """True where a token is none of BOS, EOS and padding. [b, T] -> [b, T] bool."""
-    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    known = torch.tensor([t for t in special if t is not None], device=tokens.device)
-    return ~torch.isin(tokens, known)
-
-
-def pack(documents: Iterable[list[int]], bos: int, size: int) -> Iterator[list[int]]:
-    """Token ids of documents -> contexts of `size` ids; a last one that is not full is left out."""
-    context = [bos]
-    for document in documents:
-        if context[-1] != bos:
-            context.append(bos)
-        context += document
-        while len(context) >= size:
-            yield context[:size]
-            context = [bos, *context[size:]]
+class _HeldOut(NamedTuple):
+    rows: Tensor
+    """[heldout_tokens, d_in] in float32."""
+    n_texts: int
+    """Documents that were read for it."""
 
 
 class _Counted(Iterable[T]):
@@ -264,33 +352,57 @@ class _Counted(Iterable[T]):
             yield item
 
 
-def _take(
-    rows: Iterable[Tensor], n: int, too_small: Callable[[int, int], UserError]
+def _first(
+    reads: Iterable[Read], n: int, too_small: Callable[[int, int], UserError]
 ) -> Iterator[Tensor]:
-    """The first n rows, in the pieces that they come in; raises `too_small` if there are fewer."""
+    """The first n rows, a group at a time; raises `too_small` if there are fewer."""
     n_found = 0
-    for some in rows:
-        yield some[: n - n_found]
-        n_found += min(len(some), n - n_found)
+    for read in reads:
+        yield read.rows[: n - n_found].float()
+        n_found += min(len(read.rows), n - n_found)
         if n_found == n:
             return
     raise too_small(n_found, n)
 
 
-def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    waiting = iter(items)
-    while some := list(islice(waiting, size)):
-        yield some
+def _units(held: Sequence[Held], longest: int) -> list[list[Held]]:
+    """Contexts in lists of up to `longest` that follow one another with the same paraphrase id.
+
+    No step is left without a context if `longest` is at most the contexts per step.
+    """
+    units: list[list[Held]] = []
+    for context in held:
+        content = int(context.paraphrase_id)
+        is_same = units and content == int(units[-1][-1].paraphrase_id) != UNKNOWN
+        if is_same and len(units[-1]) < longest:
+            units[-1].append(context)
+        else:
+            units.append([context])
+    return units
 
 
-def _check(model: "HookedTransformer", hook_name: str, context_size: int) -> None:
-    name = model.cfg.model_name
-    parse_hook(hook_name)
-    if hook_name not in model.hook_dict:
-        raise UserError(f"hook_name={hook_name!r}: model {name!r} has no such hook")
-    if context_size > model.cfg.n_ctx:
+def _cache(config: RunConfig, spec: ModelSpec, cache_dir: Path) -> ActivationCache | None:
+    if not config.activation_cache_gb:
+        return None
+    identity: dict[str, Any] = {
+        "model": folder_key(Path(spec.source)) if spec.is_local else spec.source,
+        "hook_name": config.hook_name,
+        "dtype": config.dtype,
+        "device": config.device.split(":")[0],
+        "versions": versions(),
+    }
+    budget = int(config.activation_cache_gb * 1e9)
+    return ActivationCache(cache_dir / CACHE_FOLDER, budget, identity)
+
+
+def _check(reader: Reader, config: TrainConfig, needs_sequences: bool) -> None:
+    size = config.context_size
+    if size > reader.n_ctx:
         raise UserError(
-            f"train.context_size={context_size}: exceeds the {model.cfg.n_ctx} of model {name!r}"
+            f"train.context_size={size}: exceeds the {reader.n_ctx} of model {reader.model_name!r}"
         )
-    if getattr(model.tokenizer, "bos_token_id", None) is None:
-        raise UserError(f"model={name!r}: its tokenizer has no BOS, with which contexts start")
+    if needs_sequences and config.batch_size < 2 * (size - 1):
+        raise UserError(
+            f"train.batch_size={config.batch_size}: variants that need whole contexts take two per "
+            f"step, at least {2 * (size - 1)} tokens with train.context_size={size}"
+        )
