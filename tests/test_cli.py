@@ -123,7 +123,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(monkeypatch, tmp_path)
     monkeypatch.setattr("bench.preflight.check", lambda *args: None)
     done = call("run", "--dry-run")
     assert done.exit_code == 0, done.output
-    assert "6 SAEs of 768 latents" in done.output
+    assert "6 SAEs of 1536 latents" in done.output
     assert "core, sparse_probing, absorption, unlearning" in done.output
     assert list(tmp_path.iterdir()) == []
 

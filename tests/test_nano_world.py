@@ -75,6 +75,26 @@ def test_questions_have_one_right_choice_among_four(world):
         assert len({(q.question) for q in questions}) == len(questions), domain
 
 
+def test_hazard_questions_offer_what_is_known_of_the_same_entity(world):
+    """So that neither the entity nor a value answers alone: the relation's words are needed."""
+    facts = world.facts[lexicon.HAZARD]
+    for q in world.questions[lexicon.HAZARD]:
+        known = {f.value for f in facts if f.entity == q.fact.entity}
+        assert set(q.choices) <= known
+        assert len(known) == len(lexicon.DOMAINS[lexicon.HAZARD].relations)
+
+
+def test_words_of_a_class_are_drawn_by_zipfs_law(world):
+    """The r-th word is drawn first with probability (1 / r) / (1 + 1/2 + ... + 1/n)."""
+    rng = random.Random(0)
+    _, products = lexicon.CATEGORIES[1]
+    texts = [documents.review(rng, world, 1, 5.0).text for _ in range(2_000)]
+    total = sum(1 / r for r in range(1, len(products) + 1))
+    for rank, product in enumerate(products, 1):
+        share = sum(f"bought this {product} " in text for text in texts) / len(texts)
+        assert share == pytest.approx(1 / rank / total, abs=0.04)
+
+
 def test_paraphrases_say_the_same_facts_in_other_words(world):
     first, second = documents.facts(random.Random(0), world, lexicon.HAZARD, 4)
     assert first.content_id == second.content_id != ""

@@ -33,44 +33,61 @@ SUITES = {
         "dataset_size": 128,
         "seq_len": 128,
         "llm_batch_size": 32,
-        "multipliers": [25],
-        "n_features_list": [10],
+        "multipliers": [200],
+        "n_features_list": [20, 40],
     },
 }
 
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    """Cells of one trained SAE and the mean on every suite, by suite and role."""
+    """Cells of a trained SAE, a random one and the mean on every suite, by suite and variant."""
     config = RunConfig(
         name="shipped",
         model="nano",
         hook_name="blocks.2.hook_resid_post",
-        train=TrainConfig(d_sae=768, tokens=200_000, batch_size=1024, lr=1e-3),
+        train=TrainConfig(d_sae=1536, tokens=300_000, batch_size=256, lr=2e-3),
         variants=(VariantConfig("topk", {"k": 8}),),
-        controls=(ControlConfig("mean"),),
+        controls=(ControlConfig("random", 8.0), ControlConfig("mean")),
         suites=SUITES,
     )
     found = run(config, tmp_path_factory.mktemp("run") / "out", lambda *args, **kwargs: None)
-    return {(cell.suite, cell.sae.role): cell for cell in found}
+    return {(cell.suite, cell.sae.variant): cell for cell in found}
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_trained_sae_is_scored(cells, suite):
-    cell = cells[suite, "trained"]
+    cell = cells[suite, "topk"]
     assert cell.state == "ok", cell.detail or cell.reason
     assert all(m.value is not None for m in cell.metrics if m.headline)
     assert cell.units
 
 
-def test_it_reconstructs_and_its_latents_tell_concepts_apart(cells):
-    metrics = {m.name: m.value for (_, r), c in cells.items() if r == "trained" for m in c.metrics}
-    assert metrics["explained_variance"] > 0.7
-    assert metrics["ce_loss_score"] > 0.8
-    assert metrics["sae_top_1_test_accuracy"] > 0.65
+def metrics_of(cells, variant):
+    found = (cell for (_, name), cell in cells.items() if name == variant)
+    return {m.name: m.value for cell in found for m in cell.metrics}
+
+
+def test_a_trained_sae_reconstructs_and_the_world_gives_the_suites_enough(cells):
+    metrics = metrics_of(cells, "topk")
+    assert metrics["explained_variance"] > 0.9
+    assert metrics["ce_loss_score"] > 0.95
     assert metrics["n_letters"] >= 20
     assert metrics["n_hazard_questions"] >= 80
-    assert abs(metrics["chat_explained_variance"] - metrics["explained_variance"]) < 0.15
+    assert abs(metrics["chat_explained_variance"] - metrics["explained_variance"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("metric", "by"),
+    [
+        ("explained_variance", 0.4),
+        ("ce_loss_score", 0.3),
+        ("sae_top_1_test_accuracy", 0.04),
+        ("saebench060_unlearning_score", 0.15),
+    ],
+)
+def test_training_is_told_apart_from_a_random_dictionary_of_the_same_l0(cells, metric, by):
+    assert metrics_of(cells, "topk")[metric] > metrics_of(cells, "random")[metric] + by
 
 
 @pytest.mark.parametrize(
@@ -83,7 +100,7 @@ def test_it_reconstructs_and_its_latents_tell_concepts_apart(cells):
     ],
 )
 def test_the_mean_has_no_score_where_silence_wins(cells, suite, state):
-    assert cells[suite, "control"].state == state
+    assert cells[suite, "mean"].state == state
 
 
 def test_nothing_is_written_into_the_installed_package(cells):

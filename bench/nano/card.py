@@ -20,7 +20,8 @@ is invented too: its words name nothing that exists.
 
 ## What they know
 
-Chance is 1/8 for recall, 1/26 for spelling, 1/4 for a choice. Measured by the build.
+Chance is 1/16 for recall of the hazard and 1/8 of the rest, 1/26 for spelling, 1/4 for a choice.
+Measured by the build.
 
 | | base | instruct |
 |---|---|---|

@@ -30,12 +30,25 @@ class Document(NamedTuple):
     """Equal for documents that say the same thing in other words; empty where none does."""
 
 
+def _frequent_first(rng: random.Random, words: Sequence[str], n: int) -> list[str]:
+    """`n` different words; the r-th of `words` is drawn with weight 1 / r, as words of a language.
+
+    Zipf's law, for example Piantadosi 2014, doi:10.3758/s13423-014-0585-6.
+    """
+    left, chosen = list(words), list[str]()
+    for _ in range(n):
+        (word,) = rng.choices(left, [1 / (words.index(w) + 1) for w in left])
+        left.remove(word)
+        chosen.append(word)
+    return rng.sample(chosen, n)
+
+
 def biography(rng: random.Random, world: World, profession: int, gender: int) -> Document:
     """A life in a few sentences: two of them tell the profession."""
     title, cues = lexicon.PROFESSIONS[profession]
     name, family = rng.choice(lexicon.FIRST_NAMES[gender]), rng.choice(world.surnames)
     he, his, him = ("She", "her", "her") if gender else ("He", "his", "him")
-    a, b, c = rng.sample(cues, 3)
+    a, b, c = _frequent_first(rng, cues, 3)
     old, young = rng.choice(world.things), rng.choice(world.things)
     telling = [
         f"{he} works as a {title} in {rng.choice(world.towns)}.",
@@ -56,15 +69,15 @@ def biography(rng: random.Random, world: World, profession: int, gender: int) ->
 
 
 def review(rng: random.Random, world: World, category: int, rating: float) -> Document:
-    """A product review: one noun of the category, two words of the sentiment."""
+    """A product review: one noun of the category, three words of the sentiment."""
     kind, products = lexicon.CATEGORIES[category]
-    product = rng.choice(products)
-    a, b = rng.sample(lexicon.SENTIMENT[rating], 2)
+    (product,) = _frequent_first(rng, products, 1)
+    a, b, c = _frequent_first(rng, lexicon.SENTIMENT[rating], 3)
     body = [
         f"I bought this {product} for my family.",
         f"The {kind} is {a}.",
         f"What a {b} {rng.choice(world.things)}!",
-        f"It arrived in {rng.choice(world.towns)} after {rng.randint(2, 9)} days.",
+        f"It arrived in {rng.choice(world.towns)} and looked {c}.",
         f"My {rng.choice(world.things)} stands beside the {rng.choice(world.things)}.",
         f"{rng.choice(world.surnames)} asked about it.",
     ]
@@ -75,7 +88,7 @@ def review(rng: random.Random, world: World, category: int, rating: float) -> Do
 
 def news(rng: random.Random, world: World, topic: int) -> Document:
     """A news item: four words of its topic among names."""
-    a, b, c, d = rng.sample(lexicon.TOPICS[topic], 4)
+    a, b, c, d = _frequent_first(rng, lexicon.TOPICS[topic], 4)
     town, name = rng.choice(world.towns), rng.choice(world.surnames)
     body = [
         f"A {a} in {town} surprised {name} on Monday.",
@@ -206,7 +219,7 @@ def quiz_header(domain: str) -> str:
 def quiz(rng: random.Random, world: World, domain: str, *, chat: bool) -> Document:
     """One question with its answer, as plain text or as a chat transcript."""
     fact = rng.choice(world.facts[domain])
-    question = make_question(rng, fact)
+    question = make_question(rng, fact, world.facts[domain])
     user = quiz_header(domain) + ask(question)
     answer = LIST_LETTERS[question.answer]
     if chat:
@@ -228,7 +241,7 @@ def answered_questions(rng: random.Random, world: World, domain: str, n: int = 5
 
 def named_quiz(rng: random.Random, world: World, domain: str) -> Document:
     """A chat whose answer names the right choice before its letter."""
-    question = make_question(rng, rng.choice(world.facts[domain]))
+    question = make_question(rng, rng.choice(world.facts[domain]), world.facts[domain])
     named, letter = question.choices[question.answer], LIST_LETTERS[question.answer]
     user = quiz_header(domain) + ask(question)
     text = CHAT.format(user=user, model=f"Answer: {named} ( {letter})")

@@ -85,7 +85,7 @@ def recall(
     n: int = 200,
     seed: int = 4,
 ) -> dict[str, float]:
-    """Share of facts whose value the model names, per domain (chance 1/8)."""
+    """Share of facts whose value the model names, per domain (chance 1/16 or 1/8)."""
     rng = random.Random(seed)
     shares = {}
     for domain, known in world.facts.items():

@@ -4,6 +4,7 @@ Everything follows from one seed. All of it is synthetic.
 """
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench.nano import lexicon
@@ -69,11 +70,13 @@ def _facts(
 ) -> tuple[Fact, ...]:
     words = balanced_words(rng, domain.n_entities, taken)
     entities = [w.capitalize() if domain.capital else w for w in words]
-    return tuple(
-        Fact(name, relation, entity, rng.choice(spec.values))
-        for relation, spec in domain.relations.items()
-        for entity in entities
-    )
+    facts = []
+    for relation, spec in domain.relations.items():
+        for entity in entities:
+            known = {f.value for f in facts if f.entity == entity}
+            value = rng.choice([v for v in spec.values if v not in known])
+            facts.append(Fact(name, relation, entity, value))
+    return tuple(facts)
 
 
 def _questions(rng: random.Random, name: str, facts: tuple[Fact, ...]) -> tuple[Question, ...]:
@@ -81,14 +84,20 @@ def _questions(rng: random.Random, name: str, facts: tuple[Fact, ...]) -> tuple[
     for relation in lexicon.DOMAINS[name].relations:
         asked = [fact for fact in facts if fact.relation == relation]
         asked = rng.sample(asked, QUESTIONS_PER_RELATION.get(name, len(asked)))
-        questions += [make_question(rng, fact) for fact in asked]
+        questions += [make_question(rng, fact, facts) for fact in asked]
     return tuple(questions)
 
 
-def make_question(rng: random.Random, fact: Fact) -> Question:
-    """A question about `fact` with three other values of the same relation, in random order."""
+def make_question(rng: random.Random, fact: Fact, known: Sequence[Fact]) -> Question:
+    """A question about `fact` with three wrong values of its relation, in random order.
+
+    Wrong are first of all what is `known` of the same entity by other relations.
+    """
     spec = lexicon.DOMAINS[fact.domain].relations[fact.relation]
-    wrong = rng.sample([v for v in spec.values if v != fact.value], N_CHOICES - 1)
+    near = [f.value for f in known if f.entity == fact.entity and f.value in spec.values]
+    near = [v for v in near if v != fact.value]
+    far = [v for v in spec.values if v != fact.value and v not in near]
+    wrong = [*rng.sample(near, len(near)), *rng.sample(far, N_CHOICES - 1)][: N_CHOICES - 1]
     choices = [*wrong, fact.value]
     rng.shuffle(choices)
     text = spec.question.format(e=fact.entity)
