@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from bench.allocator import keep_freed_memory
 from bench.trainee import Trainee, is_report
 from bench.variant import Stream, Variant
 
@@ -33,6 +34,7 @@ def train_in_loop(
     """As `train_lockstep`, with gradient steps for all."""
     if not trainees:
         return
+    keep_freed_memory()
     with _own_random_numbers():
         sample = stream.sample
         for trainee in trainees:

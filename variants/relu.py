@@ -54,12 +54,15 @@ class ReLU(Variant):
         return torch.relu(x @ self.W_enc + self.b_enc)
 
     def losses(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        f = self.encode(batch.x)
         norms = torch.linalg.vector_norm(self.W_dec, dim=-1)
+        fit = ops.relu_autoencoder(
+            batch.x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, price=norms
+        )
+        step.fired(fit.fired)
         weight = self.cfg.l1 * step.sparsity_warmup
         return {
-            "reconstruction": ops.squared_error(batch.x, self.decode(f)),
-            "sparsity": weight * (f @ norms).mean(),
+            "reconstruction": ops.squared_error(batch.x, fit.x_hat),
+            "sparsity": weight * fit.l1,
         }
 
     def export(self) -> Exported:

@@ -53,10 +53,13 @@ class TopK(Variant):
         return ops.keep_top_k((x - self.b_dec) @ self.W_enc + self.b_enc, self.cfg.k)
 
     def losses(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        x_hat = self.decode(self.encode(batch.x))
+        fit = ops.topk_autoencoder(
+            batch.x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.cfg.k, origin=self.b_dec
+        )
+        step.fired(fit.fired)
         return {
-            "reconstruction": ops.squared_error(batch.x, x_hat),
-            "auxk": self._auxk(batch.x, x_hat, step),
+            "reconstruction": ops.squared_error(batch.x, fit.x_hat),
+            "auxk": self._auxk(batch.x, fit.x_hat, step),
         }
 
     def after_backward(self, step: Step) -> None:
@@ -77,7 +80,15 @@ class TopK(Variant):
         most = max(self.d_in // 2, 1)
         # unlike nonzero(), this does not wait for the device
         dead = step.dead.int().topk(step.n_dead, sorted=False).indices
-        pre = (x - self.b_dec) @ self.W_enc[:, dead] + self.b_enc[dead]  # [n, n_dead]
-        f = ops.keep_top_k(pre, min(most, step.n_dead), rectify=self.cfg.auxk_relu)
+        fit = ops.topk_autoencoder(
+            x,
+            self.W_enc[:, dead],
+            self.b_enc[dead],
+            self.W_dec[dead],
+            torch.zeros_like(self.b_dec),
+            min(most, step.n_dead),
+            origin=self.b_dec,
+            rectify=self.cfg.auxk_relu,
+        )
         scale = self.cfg.auxk_coef * min(step.n_dead / most, 1.0)
-        return scale * ops.squared_error((x - x_hat).detach(), f @ self.W_dec[dead])
+        return scale * ops.squared_error((x - x_hat).detach(), fit.x_hat)

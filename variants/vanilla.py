@@ -63,12 +63,15 @@ class Vanilla(Variant):
         return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
 
     def losses(self, batch: Batch, step: Step) -> dict[str, Tensor]:
-        f = self.encode(batch.x)
+        fit = ops.relu_autoencoder(
+            batch.x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, origin=self.b_dec
+        )
+        step.fired(fit.fired)
         error = ops.squared_error if self.cfg.squared else ops.norm_error
         weight = self.cfg.l1 * step.sparsity_warmup
         return {
-            "reconstruction": error(batch.x, self.decode(f)),
-            "sparsity": weight * f.sum(-1).mean(),
+            "reconstruction": error(batch.x, fit.x_hat),
+            "sparsity": weight * fit.l1,
         }
 
     def after_backward(self, step: Step) -> None:
