@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import compat, registry
+from bench import compat, registry, training_log
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.models import ModelSpec, check_pair, on_side, resolve
@@ -17,7 +17,13 @@ MIN_FREE_BYTES = 2 * 1024**3
 def check(config: RunConfig, out: Path) -> None:
     """Raise one UserError that lists everything that would make the run fail later."""
     compat.prepare()
-    problems = [*_out(out), *_models(config), *_plugins(config), *_device(config.device)]
+    problems = [
+        *_out(out),
+        *_models(config),
+        *_plugins(config),
+        *_device(config.device),
+        *_loggers(config),
+    ]
     if problems:
         raise UserError("; ".join(problems))
 
@@ -79,3 +85,10 @@ def _device(device: str) -> Iterator[str]:
         yield f"device={device!r}: this machine has {torch.cuda.device_count()} CUDA devices"
     if kind == "mps" and not torch.backends.mps.is_available():
         yield "device='mps': is not available on this machine"
+
+
+def _loggers(config: RunConfig) -> Iterator[str]:
+    try:
+        training_log.check(config.train.log_to)
+    except UserError as error:
+        yield str(error)

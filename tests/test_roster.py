@@ -91,8 +91,17 @@ def test_a_key_changes_with_everything_that_decides_the_weights():
     keys = [roster(c, SPEC, "revision")[0].key for c in changed]
     keys.append(roster(base, SPEC, "another revision")[0].key)
     assert len(set(keys)) == len(keys)
-    unrelated = replace(base, name="other", eval_seed=7, workers=1)
+    shown = replace(base.train, checkpoint_every=0.5, log_to=("wandb",))
+    unrelated = replace(base, name="other", eval_seed=7, workers=1, train=shown)
     assert roster(unrelated, SPEC, "revision")[0].key == keys[0]
+
+
+def test_a_knob_that_is_a_whole_number_is_rounded():
+    (topk,) = entries(VariantConfig("topk", {"k": 8}))
+    assert isinstance(topk, TrainedEntry)
+    assert topk.with_knob(5.7).cfg.k == 6
+    with pytest.raises(ValueError, match="k=0 must be at least 1"):
+        topk.with_knob(0.2)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,7 @@ PLAIN = """
     ("sequences", "variant", "message"),
     [
         (False, VariantConfig("plain", target_l0=8.0), "'plain' has no sparsity knob"),
-        (True, VariantConfig("ordered"), "'ordered': needs whole contexts"),
+        (True, VariantConfig("ordered"), "batch_size of at least 254 with .*=128, not 100"),
     ],
 )
 def test_what_a_variant_cannot_have_is_refused(plugins, sequences, variant, message):
