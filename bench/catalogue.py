@@ -11,10 +11,11 @@ Row = dict[str, Any]
 
 
 def rows(kind: Listed) -> list[Row]:
-    """One JSON-like row per variant, suite or model."""
+    """One JSON-like row per variant, suite or model; that of a broken plugin says its problem."""
     if kind == "models":
         return [_model(models.resolve(name)) for name in models.names()]
-    return [_plugin(plugin) for plugin in registry.summaries(kind)]
+    broken = [_broken(name, problem) for name, problem in registry.problems(kind).items()]
+    return [*map(_plugin, registry.summaries(kind)), *broken]
 
 
 def lines(found: list[Row]) -> list[str]:
@@ -42,6 +43,10 @@ def _plugin(plugin: registry.Plugin) -> Row:
         for s in plugin.fields or ()
     ]
     return {"name": plugin.name, "summary": plugin.summary, "config": settings}
+
+
+def _broken(name: str, problem: str) -> Row:
+    return {"name": name, "summary": f"BROKEN: {problem}", "config": [], "problem": problem}
 
 
 def _model(spec: models.ModelSpec) -> Row:

@@ -74,7 +74,7 @@ def folder_key(folder: Path) -> str:
 
 
 def source_key(path: Path) -> str:
-    """Hash of a source file and of every module of ours that it imports, also indirectly."""
+    """Hash of a source file and of all that it imports, also indirectly, from us or its package."""
     seen: dict[Path, str] = {}
     waiting = [path]
     while waiting:
@@ -92,16 +92,28 @@ def versions() -> dict[str, str]:
 
 
 def _imported(path: Path) -> Iterator[Path]:
-    """Files of our modules that a file imports, wherever in it."""
+    """Files of our modules, and of its own package, that a file imports, wherever in it."""
+    roots = dict.fromkeys(OURS, ROOT) | _own_package(path)
     for node in ast.walk(ast.parse(path.read_bytes())):
+        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
             # `from bench import ops` names a module, `from bench.ops import mse` does not
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-            if name.split(".")[0] in OURS and file.is_file():
+            module = node.module or ""
+            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
+        level = node.level if isinstance(node, ast.ImportFrom) else 0
+        for name in filter(None, names):
+            root = path.parents[level - 1] if level else roots.get(name.split(".")[0])
+            if root and (file := root.joinpath(*name.split(".")).with_suffix(".py")).is_file():
                 yield file
+
+
+def _own_package(path: Path) -> dict[str, Path]:
+    """The outermost package that a file lies in, and the folder that holds it: {name: folder}."""
+    top = path.parent
+    if not (top / "__init__.py").is_file():
+        return {}
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    return {top.name: top.parent}

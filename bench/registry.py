@@ -1,16 +1,19 @@
 """Plugins are files: variants/topk.py is the variant `topk`; there is no second list.
 
-Reading a plugin's name, summary, settings and knob goes through its source and imports nothing, so
-that `list` and the config check are instant; only `load` imports, and only the one file asked for.
+They lie in variants/ and suites/, in installed packages that name them under an entry-point group
+(`ENTRY_POINTS`), or anywhere (`add_file`). Reading a plugin's name, summary, settings and knob goes
+through its source and imports nothing, so that `list` and the config check are instant; only `load`
+imports, and only the one file asked for. A broken plugin, or two of one name, stops nobody else.
 """
 
 import ast
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +29,11 @@ BASES: dict[Kind, tuple[str, str]] = {
     "variants": ("bench.variant", "Variant"),
     "suites": ("bench.suite", "Suite"),
 }
+ENTRY_POINTS: dict[Kind, str] = {
+    "variants": "sae_verdict.variants",
+    "suites": "sae_verdict.suites",
+}
+"""Groups under which an installed package names its plugins, `name = "package.module"`."""
 ROOT = Path(__file__).parents[1]
 """The folder that holds variants/ and suites/: the checkout, or site-packages."""
 CONTROLS = Path(__file__).parent / "controls.py"
@@ -47,20 +55,35 @@ class Plugin(NamedTuple):
     """Class attributes written as literals; of a call such as `Knob("k", True)` its arguments."""
 
 
+class Found(NamedTuple):
+    """One place where a plugin was found."""
+
+    path: Path
+    module: str = ""
+    """What to import; empty for a file that was given by its path."""
+    problem: str = ""
+    """Why it cannot be used, known without reading it."""
+
+
 def names(kind: Kind) -> list[str]:
-    """Names of all plugins of a kind, sorted."""
-    return sorted(_files(kind))
+    """Names of all plugins of a kind, sorted, the broken ones too."""
+    return sorted(_found(kind))
 
 
 def summaries(kind: Kind) -> list[Plugin]:
-    """Every plugin of a kind as its source describes it, sorted by name."""
-    return [describe(kind, name) for name in names(kind)]
+    """Every plugin of a kind whose source can be described, sorted by name; see `problems`."""
+    return [p for p in _described(kind).values() if isinstance(p, Plugin)]
+
+
+def problems(kind: Kind) -> dict[str, str]:
+    """The plugins that cannot be described: name -> what is wrong, with file and line."""
+    return {name: str(e) for name, e in _described(kind).items() if isinstance(e, UserError)}
 
 
 def describe(kind: Kind, name: str) -> Plugin:
     """One plugin as its source describes it. Raises UserError for a wrong name or a broken file."""
-    path = _path(kind, name)
-    tree = _parse(path)
+    path = _one(kind, name).path
+    tree = parse(path)
     found = source.subclasses(tree, BASES[kind][1])
     if len(found) != 1:
         raise UserError(_not_one(path, kind, [node.name for node in found]))
@@ -77,22 +100,22 @@ def describe(kind: Kind, name: str) -> Plugin:
 
 def load(kind: Kind, name: str) -> Any:
     """The one Variant or Suite class that the plugin's file defines."""
-    path = _path(kind, name)
+    found = _one(kind, name)
     base = getattr(importlib.import_module(BASES[kind][0]), BASES[kind][1])
-    module = _import(kind, name, path)
-    found = [
+    module = _import(kind, name, found)
+    classes = [
         c
         for c in vars(module).values()
         if isinstance(c, type) and issubclass(c, base) and c.__module__ == module.__name__
     ]
-    if len(found) != 1:
-        raise UserError(_not_one(path, kind, [c.__name__ for c in found]))
-    return found[0]
+    if len(classes) != 1:
+        raise UserError(_not_one(found.path, kind, [c.__name__ for c in classes]))
+    return classes[0]
 
 
 def control_names() -> list[str]:
     """Names of the controls, as bench/controls.py lists them in NAMES."""
-    return list(source.constant(_parse(CONTROLS), "NAMES"))
+    return list(source.constant(parse(CONTROLS), "NAMES"))
 
 
 def add_file(path: Path) -> Plugin:
@@ -101,7 +124,7 @@ def add_file(path: Path) -> Plugin:
         raise UserError(f"plugin {str(path)!r}: is not a Python file")
     path = path.resolve()
     kind = _kind_of(path)
-    if path.stem in names(kind) and _files(kind)[path.stem] != path:
+    if any(found.path != path for found in _found(kind).get(path.stem, [])):
         raise UserError(
             f"plugin {str(path)!r}: {kind} already has a {path.stem!r}, rename the file"
         )
@@ -110,38 +133,117 @@ def add_file(path: Path) -> Plugin:
     return describe(kind, path.stem)
 
 
-def _files(kind: Kind) -> dict[str, Path]:
-    here = {p.stem: p for p in (ROOT / kind).glob("*.py") if not p.name.startswith("_")}
-    return here | {p.stem: p for p in _extra_files() if _kind_of(p) == kind}
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file. Raises UserError with file and line if it is not Python."""
+    return _guarded(path, lambda: ast.parse(path.read_bytes(), filename=str(path)))
+
+
+def line_in(path: Path, error: BaseException) -> int | None:
+    """The innermost line of the file that the error went through; None if it did not."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+
+
+def _described(kind: Kind) -> dict[str, Plugin | UserError]:
+    described: dict[str, Plugin | UserError] = {}
+    for name in names(kind):
+        try:
+            described[name] = describe(kind, name)
+        except UserError as error:
+            described[name] = error
+    return described
+
+
+def _one(kind: Kind, name: str) -> Found:
+    """Where the plugin of that name is. Raises UserError if that is nowhere or in two places."""
+    found = _found(kind)
+    if name not in found:
+        raise unknown(kind.removesuffix("s"), name, found)
+    first, *others = found[name]
+    if others:
+        places = ", ".join(str(f.path) for f in found[name])
+        raise UserError(
+            f"{kind.removesuffix('s')} {name!r}: is defined twice, rename one: {places}"
+        )
+    if first.problem:
+        raise UserError(first.problem)
+    return first
+
+
+def _found(kind: Kind) -> dict[str, list[Found]]:
+    """Every place of every plugin; the same file found in two ways counts once."""
+    found: dict[str, list[Found]] = {}
+    for name, place in _places(kind):
+        places = found.setdefault(name, [])
+        if place.path not in [p.path for p in places]:
+            places.append(place)
+    return found
+
+
+def _places(kind: Kind) -> Iterator[tuple[str, Found]]:
+    for path in sorted((ROOT / kind).glob("*.py")):
+        if not path.name.startswith("_"):
+            yield path.stem, Found(path, f"{kind}.{path.stem}")
+    yield from _packaged(kind, tuple(sys.path))
+    for path in _extra_files():
+        try:
+            if _kind_of(path) == kind:
+                yield path.stem, Found(path)
+        except UserError as error:  # of no kind: shown under both
+            yield path.stem, Found(path, problem=str(error))
+
+
+@cache  # looking through all installed packages takes tenths of a second
+def _packaged(kind: Kind, search_path: tuple[str, ...]) -> tuple[tuple[str, Found], ...]:
+    """Plugins that installed packages name; `search_path` is where packages are looked for."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS[kind])
+    return tuple((point.name, _place(kind, point)) for point in points)
+
+
+def _place(kind: Kind, point: importlib.metadata.EntryPoint) -> Found:
+    path = _file_of(point.module)
+    if path is not None:
+        return Found(path, point.module)
+    package = point.dist.name if point.dist else "a package"
+    problem = (
+        f"entry point {ENTRY_POINTS[kind]}: {point.name} = {point.value!r} of {package}: "
+        f"there is no module {point.module!r}, install the package again"
+    )
+    return Found(Path(point.module), problem=problem)
+
+
+def _file_of(module: str) -> Path | None:
+    """The source file of a module, found without importing it or the packages around it."""
+    where: list[str] | None = None
+    spec = None
+    for i, _ in enumerate(parts := module.split(".")):
+        finders = (f.find_spec for f in sys.meta_path if hasattr(f, "find_spec"))
+        name = ".".join(parts[: i + 1])
+        spec = next((s for find in finders if (s := find(name, where)) is not None), None)
+        if spec is None:
+            return None
+        where = list(spec.submodule_search_locations or ())
+    if spec is None or spec.origin is None or not spec.has_location:
+        return None
+    return Path(spec.origin).resolve()
 
 
 def _extra_files() -> list[Path]:
     return [Path(p) for p in os.environ.get(PLUGINS_ENV, "").split(os.pathsep) if p]
 
 
-def _path(kind: Kind, name: str) -> Path:
-    files = _files(kind)
-    if name not in files:
-        raise unknown(kind.removesuffix("s"), name, files)
-    return files[name]
-
-
 def _kind_of(path: Path) -> Kind:
-    tree = _parse(path)
+    tree = parse(path)
     kinds: list[Kind] = [k for k, (_, base) in BASES.items() if source.subclasses(tree, base)]
     if len(kinds) != 1:
         raise UserError(f"{path}: must define one subclass of Variant or one of Suite")
     return kinds[0]
 
 
-def _parse(path: Path) -> ast.Module:
-    return _guarded(path, lambda: ast.parse(path.read_bytes(), filename=str(path)))
-
-
-def _import(kind: Kind, name: str, path: Path) -> ModuleType:
-    if path.parent == ROOT / kind:
-        return _guarded(path, lambda: importlib.import_module(f"{kind}.{name}"))
-    return _guarded(path, lambda: _import_file(f"plugin_{kind}_{name}", path))
+def _import(kind: Kind, name: str, found: Found) -> ModuleType:
+    if found.module:
+        return _guarded(found.path, lambda: importlib.import_module(found.module))
+    return _guarded(found.path, lambda: _import_file(f"plugin_{kind}_{name}", found.path))
 
 
 @cache  # one module per file and process, so that its classes compare equal
@@ -162,14 +264,9 @@ def _guarded(path: Path, action: Callable[[], T]) -> T:
     try:
         return action()
     except Exception as error:  # a plugin is foreign code: anything can come out of it
-        line = getattr(error, "lineno", None) or _line_in(path, error)
+        line = getattr(error, "lineno", None) or line_in(path, error) or 1
         message = f"{path}:{line}: {type(error).__name__}: {error}"
         raise UserError(" ".join(message.split())) from error
-
-
-def _line_in(path: Path, error: Exception) -> int:
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((f.lineno or 1 for f in reversed(frames) if f.filename == str(path)), 1)
 
 
 def _not_one(path: Path, kind: Kind, found: list[str]) -> str:

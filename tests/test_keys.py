@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from bench import keys
-from bench.keys import CellContent
+from bench.keys import CellContent, source_key
 
 CONTENT = CellContent(
     sae={"weights": "a", "k": 8},
@@ -77,3 +77,26 @@ def test_a_folder_key_covers_names_and_bytes(tmp_path):
     (tmp_path / "a" / "w.bin").rename(tmp_path / "a" / "v.bin")
     with pytest.raises(FileNotFoundError):
         keys.folder_key(tmp_path / "none")
+
+
+def test_an_edit_in_the_package_of_a_plugin_changes_its_key(tmp_path):
+    package = tmp_path / "theirs"
+    (package / "inner").mkdir(parents=True)
+    for folder in (package, package / "inner"):
+        (folder / "__init__.py").touch()
+    texts = {
+        "idea.py": "from theirs.losses import loss\nfrom .inner import tools",
+        "losses.py": "loss = 1",
+        "inner/tools.py": "from ..last import x",
+        "last.py": "x = 1",
+        "unused.py": "",
+    }
+    for name, text in texts.items():
+        (package / name).write_text(text)
+    before = source_key(package / "idea.py")
+    for name in ("losses.py", "inner/tools.py", "last.py"):
+        (package / name).write_text(texts[name] + "  # edited")
+        assert source_key(package / "idea.py") != before, name
+        (package / name).write_text(texts[name])
+    (package / "unused.py").write_text("# edited")
+    assert source_key(package / "idea.py") == before
