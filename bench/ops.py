@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bench.kernels import keep_top_k as keep_top_k
+from bench.kernels import relu_autoencoder as relu_autoencoder
+from bench.kernels import topk_autoencoder as topk_autoencoder
 from bench.sparsity import AuxK as AuxK
 from bench.sparsity import dead_latents_error as dead_latents_error
 from bench.sparsity import heaviside as heaviside
@@ -36,16 +39,6 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
 def norm_error(x: Tensor, x_hat: Tensor) -> Tensor:
     """Euclidean norm of the error, not squared, mean over the batch. x, x_hat [n, d_in] -> []."""
     return torch.linalg.vector_norm(x - x_hat, dim=-1).mean()
-
-
-def keep_top_k(pre: Tensor, k: int, *, rectify: bool = True) -> Tensor:
-    """The k largest entries of each row, zero elsewhere and where negative. pre [..., d_sae].
-
-    With `rectify=False` negative ones are kept too.
-    """
-    top = pre.topk(k, dim=-1, sorted=False)
-    values = top.values.relu() if rectify else top.values
-    return torch.zeros_like(pre).scatter(-1, top.indices, values)
 
 
 @torch.no_grad()
