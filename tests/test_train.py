@@ -8,11 +8,12 @@ import pytest
 import torch
 from tiny import HOOK, data, pair
 
-from bench import checkpoint, registry, train
+from bench import checkpoint, registry, train, training_log
 from bench.checkpoint import load_sae, read_info, read_record
 from bench.config import ControlConfig, RunConfig, TrainConfig, VariantConfig
 from bench.datasets import LocalHub
 from bench.errors import UserError
+from bench.pilot import Curve
 from bench.train import train_all
 from variants.topk import TopK
 
@@ -170,6 +171,70 @@ def test_a_variant_that_fails_tells_why_and_the_others_are_saved(
     assert read_info(folders["topk_k4_s0"]).l0 is None
     saved = checkpoint.WEIGHTS_FILE
     assert contents(folders["relu_l1-0.05_s0"])[saved] == contents(whole["relu_l1-0.05_s0"])[saved]
+
+
+class Killed(BaseException):
+    """As Ctrl-C: not a failure of any SAE."""
+
+
+@pytest.mark.parametrize(("stage", "at"), [("train", 17), ("pilot", 12), ("train", 30)])
+def test_an_interrupted_run_goes_on_and_ends_the_same(stage, at, tmp_path):
+    settings = {"target_l0": 14.0}
+    both = config(VariantConfig("relu", **settings), VANILLA, tokens=6000, checkpoint_every=0.2)
+
+    def interrupt(now, done, *args):
+        if (now, done) == (stage, at):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(both, tmp_path / "b", interrupt)
+    left = list((tmp_path / "b" / "training").glob("*/*.safetensors"))
+    assert bool(left) == (at >= 12)
+    first = []
+    note = lambda now, done, *args: first.append((now, done)) if now == stage else None  # noqa: E731
+    again = run(both, tmp_path / "b", note)
+    assert first[0][1] == at // 12 * 12 + 1  # 60 steps: checkpoints at 12, 24, ...
+    whole = run(both, tmp_path / "a")
+    for label, folder in whole.items():
+        assert contents(again[label]) == contents(folder)
+    for log in ("losses", "pilots"):
+        names = {p.name: p.read_bytes() for p in (tmp_path / "a" / log).iterdir()}
+        assert names == {p.name: p.read_bytes() for p in (tmp_path / "b" / log).iterdir()}
+    assert not list((tmp_path / "b" / "training").iterdir())
+
+
+def test_the_seed_of_the_data_changes_their_order_and_not_the_first_weights(tmp_path, monkeypatch):
+    first, order = [], []
+
+    def peek(group, stream, *args):
+        first.append(group[0].variant.W_dec.detach())
+        order.append(torch.cat([batch.x for batch in stream]))
+
+    monkeypatch.setattr(train, "train_lockstep", peek)
+    for data_seed in (0, 1):
+        run(replace(config(TOPK), data_seed=data_seed), tmp_path / str(data_seed))
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(order[0], order[1])
+    assert torch.equal(order[0].sort(0).values, order[1].sort(0).values)  # the same tokens
+
+
+def test_a_missing_logger_is_refused_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_log.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="train.log_to: wandb is not installed"):
+        run(config(TOPK, log_to=("wandb",)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_target_far_from_the_default_is_bracketed_by_more_pilots(tmp_path):
+    folders = run(config(VariantConfig("relu", {}, 5.0), tokens=6000), tmp_path)
+    info = read_info(folders["relu_target5_s0"])
+    assert info.l0 == pytest.approx(5, rel=0.3)
+    (path,) = (tmp_path / "pilots").glob("*.json")
+    curve = Curve.load(path)
+    assert curve is not None and curve.brackets(5.0)
+    knobs = [knob for knob, _ in curve.points]
+    assert min(knobs) < info.knob_value < max(knobs)
+    assert len(list((tmp_path / "pilots").glob("*.csv"))) == len(knobs)
 
 
 def test_a_target_l0_is_met_through_pilots_that_a_later_run_reuses(tmp_path):
