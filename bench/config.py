@@ -100,8 +100,8 @@ class RunConfig:
     """Seed of the order of the training tokens."""
     eval_seed: int = 42
     """Seed of everything random in the suites."""
-    engine: Literal["reference"] = "reference"
-    """`reference`: sae_bench's own functions."""
+    engine: Literal["reference", "fast"] = "reference"
+    """`reference`: sae_bench's own functions; `fast`: ours, the same numbers from shared work."""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the language model and of the suites."""
@@ -111,6 +111,8 @@ class RunConfig:
     """Width of the activations, to be checked against the model; None takes the model's."""
     activation_cache_gb: float = 0.0
     """Most disk space in GB for training activations that later runs use again; 0 keeps none."""
+    eval_cache_gb: float = 10.0
+    """Most disk space in GB for what the suites compute once for all SAEs; 0 keeps none."""
 
 
 WITHOUT_EFFECT = ("checkpoint_every", "log_to")

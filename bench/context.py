@@ -7,12 +7,15 @@ import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.datasets import Hub
-from bench.models import DType, ModelSpec, check_pair, load_model, on_side
-from bench.suite import SaeHandle, Side
+from bench.keys import source_key, versions
+from bench.models import DType, ModelSpec, check_pair, load_model, on_side, weights_key
+from bench.cache import Cache
+from bench.suite import Engine, SaeHandle, Side
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -48,7 +51,38 @@ class EvalContext:
     """Where sae_bench keeps what it computes once and reuses for every SAE."""
     device: str = "cpu"
     dtype: DType = "float32"
+    engine: Engine = "reference"
+    cache_gb: float = 0.0
+    """Most disk space for what is shared by all SAEs, seeds and runs; 0 keeps none."""
+    cache_dir: Path | None = None
+    """Where it lies; None = below `artifacts`."""
     _models: dict[Side, "HookedTransformer"] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """What is computed once for all SAEs."""
+        return Cache(self.cache_dir or self.artifacts / "shared", self.cache_gb)
+
+    @cached_property
+    def data_revision(self) -> str:
+        """What tells two states of the data apart."""
+        return self.hub.revision
+
+    def content(self, side: Side, made_by: str, **settings: Any) -> dict[str, Any]:
+        """The cache key of what the code in file `made_by` computes with the model of `side`.
+
+        `settings` are JSON-like: all that decides it beside model, data, precision, packages and
+        the source code.
+        """
+        return {
+            "model": weights_key(self.model_spec(side)),
+            "data_revision": self.data_revision,
+            "device": self.device,
+            "dtype": self.dtype,
+            "versions": versions(),
+            "source": source_key(Path(made_by)),
+            **settings,
+        }
 
     def model_spec(self, side: Side) -> ModelSpec:
         """The model of the pair that `side` means. Raises UserError if there is none."""

@@ -18,6 +18,7 @@ from bench.keys import versions
 from bench.ledger import PlannedCell
 from bench.progress import Progress
 from bench.result import CELL_FILE, Cell, SaeInfo
+from bench.suite import Engine
 
 LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,9 @@ class SuiteJob:
     data_revision: str
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    engine: Literal["reference"] = "reference"
+    engine: Engine = "reference"
+    cache_gb: float = 0.0
+    """Most disk space for what is shared by all SAEs; 0 keeps none."""
     timeout_s: float | None = None
     """Seconds after which the process is ended; None = no limit."""
 

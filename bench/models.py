@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.errors import UserError
+from bench.keys import content_key, folder_key
 from bench.strict import unknown
 from bench.suite import Side
 
@@ -119,6 +120,12 @@ def on_side(spec: ModelSpec, side: Side) -> ModelSpec:
             "run; leave them out"
         )
     return resolve(spec.instruct)
+
+
+def weights_key(spec: ModelSpec) -> str:
+    """Hash of the model's name and files, or of its hub id."""
+    source = folder_key(Path(spec.source)) if spec.is_local else spec.source
+    return content_key([spec.name, source])
 
 
 def load_model(

@@ -8,9 +8,9 @@ from bench import registry
 from bench.checkpoint import read_info, read_record
 from bench.config import RunConfig
 from bench.executor import SuiteJob
-from bench.keys import CellContent, content_key, folder_key, source_key, versions
+from bench.keys import CellContent, source_key, versions
 from bench.ledger import PlannedCell
-from bench.models import ModelSpec, on_side
+from bench.models import ModelSpec, on_side, weights_key
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -49,6 +49,7 @@ def suite_jobs(
                 device=config.device,
                 dtype=config.dtype,
                 engine=config.engine,
+                cache_gb=config.eval_cache_gb,
             )
             jobs.append(job)
     return jobs
@@ -63,15 +64,10 @@ def _content(config: RunConfig, spec: ModelSpec, data_revision: str, suite: str)
         suite_config=config.suites[suite],
         sources=(source_key(plugin.path), source_key(WORKER)),
         data_revision=data_revision,
-        model=_model_key(on_side(spec, plugin.attributes["side"])),
+        model=weights_key(on_side(spec, plugin.attributes["side"])),
         versions=versions(),
         eval_seed=config.eval_seed,
         engine=config.engine,
         device=config.device,
         dtype=config.dtype,
     )
-
-
-def _model_key(spec: ModelSpec) -> str:
-    source = folder_key(Path(spec.source)) if spec.is_local else spec.source
-    return content_key([spec.name, source])

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from bench.context import EvalContext
 
 Side = Literal["base", "instruct"]
+Engine = Literal["reference", "fast"]
+"""`reference`: sae_bench's own functions; `fast`: ours, which give its numbers."""
 
 
 class Metric(NamedTuple):
@@ -54,6 +56,13 @@ class Scored(NamedTuple):
     wall_s: float = 0.0
 
 
+class Failed(NamedTuple):
+    """Why there is no result for one SAE; the suite goes on with the others."""
+
+    label: str
+    error: Exception
+
+
 class SaeHandle(NamedTuple):
     """An SAE to evaluate."""
 
@@ -64,7 +73,7 @@ class SaeHandle(NamedTuple):
 
 
 class Suite(ABC):
-    """A suite evaluates a list of SAEs at once and yields one `Scored` per SAE, in order.
+    """A suite evaluates a list of SAEs at once and yields one result per SAE, in order.
 
     The class docstring's first line is shown by `bench.py list suites`.
     """
@@ -82,5 +91,9 @@ class Suite(ABC):
         self.cfg = self.Config() if cfg is None else cfg
 
     @abstractmethod
-    def run(self, ctx: "EvalContext", saes: list[SaeHandle]) -> Iterator[Scored]:
-        """One result per SAE, in order. An exception fails the cell it was raised in."""
+    def run(self, ctx: "EvalContext", saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
+        """One result per SAE, in order. An exception fails the cell it was raised in.
+
+        After an exception the suite is run again on the SAEs behind it; where they share work,
+        `Failed` in place of a result spares that. `ctx.engine` says which functions compute.
+        """

@@ -16,6 +16,7 @@ from bench.keys import versions
 from bench.ledger import PlannedCell
 from bench.result import Cell, MetricValue, State, UnitValue
 from bench.strict import build
+from bench.suite import Failed
 
 if TYPE_CHECKING:
     from bench.context import EvalContext
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("bench.worker")
 SAE_BENCH_FILE = "saebench.json"
+SHARED = "shared"
+"""Folder of what is computed once for all SAEs, seeds and runs."""
 
 
 def main(argv: list[str]) -> None:
@@ -47,6 +50,9 @@ def evaluate(job: SuiteJob, suite: "Suite", ctx: "EvalContext") -> None:
         try:
             for scored in results:
                 cell, _ = ready.pop(0)
+                if isinstance(scored, Failed):
+                    _fail(job, cell, scored.error)
+                    continue
                 LOG.info("%s on %s: %.1f s", job.suite, scored.label, scored.wall_s)
                 _write(job, cell, scored, suite.metrics)
         except Exception as error:  # the generator is over: go on with the SAEs behind this one
@@ -165,6 +171,9 @@ def _context(job: SuiteJob) -> "EvalContext":
         artifacts=job.work / SCRATCH[0],
         device=job.device,
         dtype=job.dtype,
+        engine=job.engine,
+        cache_gb=job.cache_gb,
+        cache_dir=job.cache_dir / SHARED,
     )
 
 
