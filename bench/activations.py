@@ -25,6 +25,7 @@ from bench.packing import UNKNOWN, groups
 from bench.prefetch import prefetched
 from bench.reader import Reader, activations, drop_behind
 from bench.texts import Text, text_source
+from bench.validate import check_step_holds_contexts
 from bench.variant import Batch
 from bench.window import Held, Read, Window, norms
 
@@ -215,7 +216,8 @@ class ActivationStream:
         """
         start = some.first_step * self.config.batch_size
         held = window.contexts(start, start + len(some.tokens))
-        units = _units(held, self.config.batch_size // (self.config.context_size - 1))
+        per_step = self.config.batch_size // (self.config.context_size - 1)
+        units = _units(held, longest=max(1, per_step - 1))
         generator = ops.generator(self._data_seed, f"order of the contexts from {start}")
         order = torch.randperm(len(units), generator=generator).tolist()
         hands = deal([len(units[i]) for i in order], some.n_steps)
@@ -368,7 +370,7 @@ def _first(
 def _units(held: Sequence[Held], longest: int) -> list[list[Held]]:
     """Contexts in lists of up to `longest` that follow one another with the same paraphrase id.
 
-    No step is left without a context if `longest` is at most the contexts per step.
+    No step is left with one context alone if `longest` is less than the contexts per step.
     """
     units: list[list[Held]] = []
     for context in held:
@@ -401,8 +403,5 @@ def _check(reader: Reader, config: TrainConfig, needs_sequences: bool) -> None:
         raise UserError(
             f"train.context_size={size}: exceeds the {reader.n_ctx} of model {reader.model_name!r}"
         )
-    if needs_sequences and config.batch_size < 2 * (size - 1):
-        raise UserError(
-            f"train.batch_size={config.batch_size}: variants that need whole contexts take two per "
-            f"step, at least {2 * (size - 1)} tokens with train.context_size={size}"
-        )
+    if needs_sequences:
+        check_step_holds_contexts(config, "needs_sequences=True")

@@ -47,6 +47,10 @@ class Record:
     """Optimiser steps taken."""
     scale: float
     """What activations were divided by in training; folded into the weights here."""
+    sink_norm: float | None = None
+    """Tokens with a norm above this many times the median were left out of training."""
+    sink_fraction: float = 0.0
+    """Share of the tokens that this was, on the first of the training text."""
     stop_reason: str | None = None
     """Why training was stopped; there are no weights then."""
     architecture: str | None = None

@@ -135,5 +135,7 @@ class Job:
             context_size=train.context_size,
             n_steps=outcome.n_steps,
             scale=self.stream.scale,
+            sink_norm=train.sink_norm,
+            sink_fraction=self.stream.sink_fraction,
             stop_reason=outcome.stop_reason,
         )

@@ -12,6 +12,8 @@ from bench.errors import UserError
 from bench.keys import content_key, folder_key, source_key, versions
 from bench.models import ModelSpec
 from bench.strict import build
+from bench.texts import text_key
+from bench.validate import check_step_holds_contexts
 from bench.variant import Knob, Variant
 
 
@@ -74,7 +76,7 @@ def roster(
     shared = _shared(config, spec, data_revision)
     entries: list[TrainedEntry | ControlEntry] = []
     for i, variant in enumerate(config.variants):
-        entries += _trained(variant, config.seeds, shared, f"variants[{i}]")
+        entries += _trained(variant, config, shared, f"variants[{i}]")
     for control in config.controls:
         entries += _controls(control, config.seeds, shared)
     labels = [entry.label for entry in entries]
@@ -93,7 +95,7 @@ def _shared(config: RunConfig, spec: ModelSpec, data_revision: str) -> dict[str,
         "model": folder_key(source) if spec.is_local else spec.source,
         "hook_name": config.hook_name,
         "data_seed": config.data_seed,
-        "data_revision": data_revision,
+        "data_revision": text_key(config.train.dataset) or data_revision,
         "versions": versions(),
         "device": config.device,
         "dtype": config.dtype,
@@ -101,11 +103,11 @@ def _shared(config: RunConfig, spec: ModelSpec, data_revision: str) -> dict[str,
 
 
 def _trained(
-    what: VariantConfig, seeds: Iterable[int], shared: dict[str, Any], where: str
+    what: VariantConfig, config: RunConfig, shared: dict[str, Any], where: str
 ) -> list[TrainedEntry]:
     variant = registry.load("variants", what.name)
     if variant.needs_sequences:
-        raise UserError(f"{where}.name={what.name!r}: needs whole contexts, the stream has none")
+        check_step_holds_contexts(config.train, f"{where}.name={what.name!r}")
     try:
         cfg = build(variant.Config, what.config, f"{where}.config")
     except ValueError as error:
@@ -128,7 +130,7 @@ def _trained(
             cfg=cfg,
             pilot=pilot,
         )
-        for seed in seeds
+        for seed in config.seeds
     ]
 
 

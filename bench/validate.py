@@ -141,6 +141,17 @@ def _check_model(config: RunConfig) -> None:
         )
 
 
+def check_step_holds_contexts(train: TrainConfig, where: str) -> None:
+    """Raise UserError unless every step has room for two whole contexts, which is the least that a
+    comparison between contexts needs."""
+    least = 2 * (train.context_size - 1)  # BOS is no token to train on
+    if train.batch_size < least:
+        raise UserError(
+            f"{where}: needs two whole contexts per step, that is train.batch_size of at least "
+            f"{least} with train.context_size={train.context_size}, not {train.batch_size}"
+        )
+
+
 def parse_hook(hook_name: str) -> tuple[int, str]:
     """`blocks.2.hook_resid_post` -> (2, "hook_resid_post"). Raises UserError for another form."""
     match = HOOK.fullmatch(hook_name)

@@ -234,7 +234,7 @@ def test_views_agree_for_any_sizes(model, texts, context, batch, n_steps, buffer
     )
     batches = list(made)
     assert len(batches) == n_steps
-    assert all(len(b.contexts) > 0 for b in batches)
+    assert all(len(b.contexts) >= 2 for b in batches)
     one = torch.cat([b.x for b in batches])
     other = torch.cat([b.contexts[b.mask] for b in batches])
     assert torch.equal(in_order(one), in_order(other))
@@ -297,7 +297,7 @@ def test_asking_for_contexts_changes_no_bit_of_the_shuffled_tokens(model, texts,
 
 
 def test_steps_too_small_for_whole_contexts_are_refused(model, texts):
-    with pytest.raises(UserError, match="train.batch_size=21: .* at least 22 tokens with .*=12"):
+    with pytest.raises(UserError, match="at least 22 with train.context_size=12, not 21"):
         with_sequences(model, texts, batch_size=21)
     assert with_sequences(model, texts, batch_size=22).n_steps == 27
 
