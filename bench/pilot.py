@@ -26,7 +26,7 @@ MARGIN = 1.1
 """Later pilots aim beyond the bracket by this factor: the L0 of a new SAE is never quite met."""
 STEPS = (1.5, 8.0)
 """Least and most by which a later pilot's knob lies beyond the outermost one."""
-WIDEST_GAP = 4.0
+WIDEST_GAP = 3.0
 """Two neighbouring pilots' L0s around a target differ by this factor at most; L0 is not quite a
 power of the knob, and over a wider gap the interpolated knob misses the target."""
 MAX_ROUNDS = 5
