@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +53,8 @@ class Plugin(NamedTuple):
     """Fields of its Config; None where the source does not tell, as for an imported Config."""
     attributes: dict[str, Any]
     """Class attributes written as literals; of a call such as `Knob("k", True)` its arguments."""
+    base: str = ""
+    """The variant that it sits on, whose fields and attributes are among these."""
 
 
 class Found(NamedTuple):
@@ -80,15 +82,18 @@ def problems(kind: Kind) -> dict[str, str]:
     return {name: str(e) for name, e in _described(kind).items() if isinstance(e, UserError)}
 
 
-def describe(kind: Kind, name: str) -> Plugin:
-    """One plugin as its source describes it. Raises UserError for a wrong name or a broken file."""
+def describe(kind: Kind, name: str, config: Mapping[str, Any] | None = None) -> Plugin:
+    """One plugin as its source describes it. Raises UserError for a wrong name or a broken file.
+
+    A variant that needs a base is described on the one that `config` names, or its default.
+    """
     path = _one(kind, name).path
     tree = parse(path)
     found = source.subclasses(tree, BASES[kind][1])
     if len(found) != 1:
         raise UserError(_not_one(path, kind, [node.name for node in found]))
     doc = ast.get_docstring(found[0]) or ""
-    return Plugin(
+    plugin = Plugin(
         name=name,
         kind=kind,
         path=path,
@@ -96,10 +101,14 @@ def describe(kind: Kind, name: str) -> Plugin:
         fields=source.settings(tree, found[0]),
         attributes=source.attributes(found[0]),
     )
+    return _described_on_base(plugin, config or {})
 
 
-def load(kind: Kind, name: str) -> Any:
-    """The one Variant or Suite class that the plugin's file defines."""
+def load(kind: Kind, name: str, config: Mapping[str, Any] | None = None) -> Any:
+    """The one Variant or Suite class that the plugin's file defines.
+
+    A variant that needs a base is put on the one that `config` names, or its default.
+    """
     found = _one(kind, name)
     base = getattr(importlib.import_module(BASES[kind][0]), BASES[kind][1])
     module = _import(kind, name, found)
@@ -110,7 +119,13 @@ def load(kind: Kind, name: str) -> Any:
     ]
     if len(classes) != 1:
         raise UserError(_not_one(found.path, kind, [c.__name__ for c in classes]))
-    return classes[0]
+    plugin = describe(kind, name, config)
+    if not plugin.base:
+        return classes[0]
+    try:
+        return classes[0].on_base(load("variants", plugin.base))
+    except ValueError as error:
+        raise UserError(f"variant {name!r}: base={plugin.base!r}: {error}") from error
 
 
 def control_names() -> list[str]:
@@ -142,6 +157,18 @@ def line_in(path: Path, error: BaseException) -> int | None:
     """The innermost line of the file that the error went through; None if it did not."""
     frames = traceback.extract_tb(error.__traceback__)
     return next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+
+
+def _described_on_base(plugin: Plugin, config: Mapping[str, Any]) -> Plugin:
+    if not plugin.attributes.get("needs_base"):
+        return plugin
+    defaults = {f.name: f.default for f in plugin.fields or ()}
+    name = str(config.get("base", ast.literal_eval(defaults.get("base") or "''")))
+    base = describe("variants", name)
+    if base.base:
+        raise UserError(f"variant {plugin.name!r}: base={name!r}: needs a base itself")
+    both = None if base.fields is None else (*base.fields, *(plugin.fields or ()))
+    return plugin._replace(fields=both, attributes=base.attributes | plugin.attributes, base=name)
 
 
 def _described(kind: Kind) -> dict[str, Plugin | UserError]:

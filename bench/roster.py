@@ -105,7 +105,7 @@ def _shared(config: RunConfig, spec: ModelSpec, data_revision: str) -> dict[str,
 def _trained(
     what: VariantConfig, config: RunConfig, shared: dict[str, Any], where: str
 ) -> list[TrainedEntry]:
-    variant = registry.load("variants", what.name)
+    variant = registry.load("variants", what.name, what.config)
     if variant.needs_sequences:
         check_step_holds_contexts(config.train, f"{where}.name={what.name!r}")
     try:
@@ -114,7 +114,7 @@ def _trained(
         raise UserError(f"{where}.config: {error}") from error
     if what.target_l0 is not None:
         cfg = _aimed(what, what.target_l0, variant.knob, cfg, where)
-    source = source_key(registry.describe("variants", what.name).path)
+    source = _source(what)
     content = {**shared, "what": asdict(what), "source": source}
     is_searched = what.target_l0 is not None and variant.knob and not variant.knob.native
     # one set of pilots serves every target
@@ -132,6 +132,15 @@ def _trained(
         )
         for seed in config.seeds
     ]
+
+
+def _source(what: VariantConfig) -> str:
+    """Hash of the source of a variant and of the one that it sits on."""
+    plugin = registry.describe("variants", what.name, what.config)
+    key = source_key(plugin.path)
+    if not plugin.base:
+        return key
+    return content_key([key, source_key(registry.describe("variants", plugin.base).path)])
 
 
 def _aimed(what: VariantConfig, target_l0: float, knob: Knob | None, cfg: Any, where: str) -> Any:

@@ -90,7 +90,7 @@ def _check_train(train: TrainConfig) -> None:
 
 
 def _check_variant(variant: VariantConfig, d_sae: int, where: str) -> None:
-    plugin = _describe("variants", variant.name, f"{where}.name")
+    plugin = _describe("variants", variant.name, f"{where}.name", variant.config)
     _check_fields(plugin, variant.config, f"{where}.config")
     _check_l0(variant.target_l0, d_sae, where)
     name, native = _knob(plugin)
@@ -187,9 +187,11 @@ def _check_unique(where: str, values: list[Any]) -> None:
             raise UserError(f"{where}[{i}]: repeats {where}[{values.index(value)}]")
 
 
-def _describe(kind: Kind, name: str, where: str) -> Plugin:
+def _describe(
+    kind: Kind, name: str, where: str, config: dict[str, Any] | None = None
+) -> Plugin:
     try:
-        return registry.describe(kind, name)
+        return registry.describe(kind, name, config)
     except UserError as error:
         raise _at(where, error) from error
 

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -136,6 +137,8 @@ class Variant(nn.Module, ABC):
     Config: ClassVar[type] = NoConfig
     knob: ClassVar[Knob | None] = None
     needs_sequences: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
+    """A term added to another variant, which its Config names in a field `base`; see `on_base`."""
     latent_axis: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
     """Parameter -> the axis that counts latents."""
 
@@ -149,6 +152,15 @@ class Variant(nn.Module, ABC):
         self.W_enc = nn.Parameter(W_dec.T.clone())
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @classmethod
+    def on_base(cls, base: "type[Variant]") -> "type[Variant]":
+        """This term on top of `base`: `super()` in the methods of the term is the base.
+
+        The Config has the fields of both, the knob is the base's. Raises ValueError for a base that
+        cannot carry a term.
+        """
+        return _on_base(cls, base)
 
     @abstractmethod
     def encode(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -192,3 +204,38 @@ class Variant(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
+
+
+@cache  # one class per pair, so that its instances are of one type
+def _on_base(term: type[Variant], base: type[Variant]) -> type[Variant]:
+    if base.needs_base:
+        raise ValueError(f"base {base.__name__} is a term and needs a base itself")
+    if base.train is not Variant.train:
+        raise ValueError(f"base {base.__name__} has a training of its own, without the term")
+    twice = {f.name for f in fields(term.Config)} & {f.name for f in fields(base.Config)}
+    if twice:
+        raise ValueError(
+            f"{term.__name__} and {base.__name__} both have {', '.join(sorted(twice))}"
+        )
+
+    def check(config: Any) -> None:
+        for part in (base.Config, term.Config):
+            if hasattr(part, "__post_init__"):
+                part.__post_init__(config)
+
+    name = f"{term.__name__}On{base.__name__}"
+    namespace: dict[str, Any] = {
+        "__doc__": f"Settings of {term.__name__} and of {base.__name__}.",
+        "__post_init__": check,
+        "__module__": term.__module__,
+    }
+    # fields of the last one come first
+    config = type(f"{name}Config", (term.Config, base.Config), namespace)
+    members = {
+        "__doc__": term.__doc__,
+        "__module__": term.__module__,
+        "Config": dataclass(frozen=True)(config),
+        "needs_base": False,
+        "needs_sequences": term.needs_sequences or base.needs_sequences,
+    }
+    return type(name, (term, base), members)
