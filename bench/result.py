@@ -91,6 +91,8 @@ class Cell:
     detail: str = ""
     """The traceback of a failed cell."""
     wall_s: float | None = None
+    work: dict[str, int] = field(default_factory=dict)
+    """Tokens, positions and fits that were computed, see bench.counters."""
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -54,6 +54,8 @@ class Scored(NamedTuple):
     invalid: str | None = None
     """Why no number means anything for this SAE (dead, nothing fires): it is never ranked."""
     wall_s: float = 0.0
+    work: dict[str, int] = {}
+    """What was computed, see bench.counters."""
 
 
 class Failed(NamedTuple):

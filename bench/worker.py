@@ -85,6 +85,7 @@ def to_cell(
         units=tuple(UnitValue(*unit) for unit in scored.units),
         reason=reason,
         wall_s=scored.wall_s,
+        work=scored.work,
         versions=versions(),
     )
 
