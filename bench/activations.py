@@ -19,6 +19,7 @@ from bench.config import RunConfig, TrainConfig
 from bench.datasets import Hub
 from bench.errors import UserError
 from bench.keys import folder_key, versions
+from bench.memory import SAMPLE_TOKENS, contexts_per_pass
 from bench.mixing import Round, deal, rounds
 from bench.models import ModelSpec, load_model
 from bench.packing import UNKNOWN, groups
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["ActivationStream", "activations", "open_stream"]
 
 T = TypeVar("T")
-SAMPLE_TOKENS = 16_384
-"""Tokens from which the input scale, the mean and the variants' start are taken."""
-CONTEXTS_PER_PASS = 32
 BATCHES_AHEAD = 4
 """Batches made in the background on a GPU."""
 CACHE_FOLDER = "activations"
@@ -126,6 +124,7 @@ class ActivationStream:
         self._texts, self._n_text_bytes = texts, n_text_bytes
         self._data_seed, self._report = data_seed, report
         self._needs_sequences, self._n_ahead = needs_sequences, n_ahead
+        self._contexts_per_pass = contexts_per_pass(config.context_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """`n_steps` batches of scaled activations, each token of the pass exactly once."""
@@ -248,7 +247,7 @@ class ActivationStream:
         return self._whole if self._fits else self._opened(oldest, self.config.buffer_tokens)
 
     def _opened(self, oldest: int, n_tokens: int) -> Window:
-        slack = CONTEXTS_PER_PASS * self.config.context_size  # a group is read as one
+        slack = self._contexts_per_pass * self.config.context_size  # a group is read as one
         size = max(n_tokens, 4 * self.config.batch_size) + slack
         return Window(self._training(oldest), size, keep_contexts=self._needs_sequences)
 
@@ -308,7 +307,7 @@ class ActivationStream:
         """Groups that are always cut in the same way, so that the model's rounding is the same."""
         first = first_context = 0
         size = self.config.context_size
-        for group in groups(texts, self._reader.tokenizer, size, CONTEXTS_PER_PASS):
+        for group in groups(texts, self._reader.tokenizer, size, self._contexts_per_pass):
             end = first + int(group.is_text.sum())
             if end > oldest:
                 yield Read(first, first_context, group, self._reader.read(group))
@@ -320,7 +319,7 @@ class ActivationStream:
             return
         n, size = 0, self.config.context_size
         for group in groups(
-            self._training_texts(), self._reader.tokenizer, size, CONTEXTS_PER_PASS
+            self._training_texts(), self._reader.tokenizer, size, self._contexts_per_pass
         ):
             n += int(group.is_text.sum())
             if n >= self.n_tokens:

@@ -17,11 +17,14 @@ MIN_FREE_BYTES = 2 * 1024**3
 def check(config: RunConfig, out: Path) -> None:
     """Raise one UserError that lists everything that would make the run fail later."""
     compat.prepare()
+    from bench import preflight_stream
+
     problems = [
         *_out(out),
         *_models(config),
         *_plugins(config),
         *_device(config.device),
+        *preflight_stream.problems(config, resolve(config.model)),
         *_loggers(config),
     ]
     if problems:

@@ -41,7 +41,7 @@ def text_source(train: TrainConfig, hub: Hub) -> TextSource:
     if is_file(train.dataset):
         path = Path(train.dataset)
         read = READERS[path.suffix]
-        return TextSource(lambda: read(path, train.text_column), _size(path, train.dataset))
+        return TextSource(lambda: read(path, train.text_column), text_size(train.dataset))
     if isinstance(hub, LocalHub):
         size = hub.file(train.dataset, "train").stat().st_size
         return TextSource(lambda: _from_hub(train, hub, CONTENT_COLUMN), size)
@@ -57,11 +57,13 @@ def text_key(dataset: str) -> str | None:
     """Hash of a local file's bytes; None for a data set of the hub, which has a revision."""
     if not is_file(dataset):
         return None
-    _size(Path(dataset), dataset)
+    text_size(dataset)
     return file_key(Path(dataset))
 
 
-def _size(path: Path, dataset: str) -> int:
+def text_size(dataset: str) -> int:
+    """Bytes of a local file. Raises UserError if it does not exist."""
+    path = Path(dataset)
     if not path.is_file():
         raise UserError(f"train.dataset={dataset!r}: there is no such file, seen from {Path.cwd()}")
     return path.stat().st_size

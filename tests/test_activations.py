@@ -43,7 +43,7 @@ def texts():
 
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch):
-    monkeypatch.setattr(activations, "CONTEXTS_PER_PASS", 4)
+    monkeypatch.setattr(activations, "contexts_per_pass", lambda size: 4)
 
 
 def stream(model, texts, data_seed=0, more=None, **settings):

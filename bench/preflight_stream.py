@@ -1,0 +1,86 @@
+"""What the activation stream and the memory would refuse, told before a model is loaded."""
+
+from collections.abc import Iterator
+
+from bench import memory
+from bench.config import RunConfig
+from bench.errors import UserError
+from bench.models import ModelSpec
+from bench.pilot import FACTORS
+from bench.roster import TrainedEntry, roster
+from bench.shapes import Shape, shape_of
+from bench.texts import is_file, text_size
+
+GB = 1e9
+
+
+def problems(config: RunConfig, spec: ModelSpec) -> Iterator[str]:
+    """One line per reason why training could not start or would run out of memory.
+
+    A model whose sizes are not known beforehand is checked when it is loaded, also before training.
+    """
+    yield from _text(config)
+    shape = shape_of(spec)
+    if shape is not None:
+        yield from _model(config, spec, shape)
+        yield from _memory(config, spec, shape)
+
+
+def _text(config: RunConfig) -> Iterator[str]:
+    """A file that is not there, or in which even one byte per token would be too little."""
+    train = config.train
+    if not is_file(train.dataset):
+        return
+    try:
+        n_bytes = text_size(train.dataset)
+    except UserError as error:
+        yield str(error)
+        return
+    wanted = train.tokens + train.heldout_tokens
+    is_packed = train.dataset.endswith(".parquet")  # its bytes say little about its text
+    if n_bytes == 0 or (n_bytes < wanted and not is_packed):
+        yield (
+            f"train.dataset={train.dataset!r}: has {n_bytes} bytes for the {wanted} tokens of "
+            "train.tokens and train.heldout_tokens; lower them"
+        )
+
+
+def _model(config: RunConfig, spec: ModelSpec, shape: Shape) -> Iterator[str]:
+    size, width = config.train.context_size, shape.width(config.hook_name)
+    if size > shape.n_ctx:
+        yield f"train.context_size={size}: exceeds the {shape.n_ctx} of model {spec.name!r}"
+    if width is None:
+        yield (
+            f"hook_name={config.hook_name!r}: is no hook of model {spec.name!r} with one row per "
+            "token; take hook_resid_post"
+        )
+    elif config.d_in not in (None, width):
+        yield f"d_in={config.d_in}: {config.hook_name} of model {spec.name!r} is {width} wide"
+
+
+def _memory(config: RunConfig, spec: ModelSpec, shape: Shape) -> Iterator[str]:
+    try:
+        n_saes = at_once(config, spec)
+    except UserError:  # told by the check of the plugins
+        return
+    try:
+        free = memory.available(config.device)
+    except (RuntimeError, AssertionError):  # no such device, told by the check of the device
+        return
+    need = memory.needed(config, shape, n_saes)
+    if free is not None and need > free:
+        yield (
+            f"train.d_sae={config.train.d_sae}: {n_saes} SAEs at once beside model {spec.name!r} "
+            f"need {need / GB:.1f} GB, {config.device} has {free / GB:.1f} GB free; train fewer, "
+            "or lower d_sae, batch_size or buffer_tokens"
+        )
+
+
+def at_once(config: RunConfig, spec: ModelSpec) -> int:
+    """The most SAEs that train together: those of the run, or its pilots before.
+
+    Raises UserError for settings that a variant refuses.
+    """
+    trained = [e for e in roster(config, spec, "") if isinstance(e, TrainedEntry)]
+    searches = {entry.pilot for entry in trained if entry.pilot is not None}
+    return max(len(trained), len(searches) * len(FACTORS))
