@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench import ops
 from bench.config import TrainConfig
+from bench.gradients import WEIGHTS, gradient_ratios
 from bench.schedules import checkpoint_every, lr_factor, report_every, sparsity_factor
 from bench.snapshot import Snapshot, Snapshots
 from bench.training_log import TrainingLog
@@ -72,6 +73,7 @@ class Trainee:
         self._n_dead = 0
         self._sums: dict[str, Tensor] = {}
         self._n_summed = 0
+        self._ratios: dict[str, Tensor] = {}
         self._worst_allowed: float | None = None
         self._inactive_since: int | None = None
 
@@ -133,6 +135,9 @@ class Trainee:
         with _Watch(variant, batch.x, counted):
             terms = variant.losses(batch, at)
         loss = torch.stack(list(terms.values())).sum()
+        if is_report(i + 1, self._n_steps):
+            weights = {n: p for n, p in variant.named_parameters() if n in WEIGHTS}
+            self._ratios = gradient_ratios(terms, weights)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         variant.after_backward(at)
@@ -156,6 +161,7 @@ class Trainee:
         self._dead = self._silent_steps >= self._config.dead_window_fraction * self._n_steps
         x_hat = self.variant.decode(self.variant.encode(batch.x))
         values = {name: total / self._n_summed for name, total in self._sums.items()}
+        values |= self._ratios
         values["unexplained"] = ops.unexplained_variance(batch.x, x_hat)
         values["n_dead"] = self._dead.sum()
         # in one transfer; float64 holds each of them exactly

@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import D_IN, D_SAE, FakeStream, make
+from training import D_IN, D_SAE, FakeStream, at, make
 
 from bench.config import TrainConfig
 from bench.lockstep import train_lockstep
@@ -257,6 +257,7 @@ def test_the_log_has_each_term_by_name_averaged_over_its_steps(tmp_path):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         *("step", "tokens", "reconstruction", "auxk", "loss", "grad_norm", "l0"),
+        *("grad_ratio_auxk_W_enc", "grad_ratio_auxk_W_dec"),
         *("explained_variance", "n_dead"),
     ]
     assert [int(row["step"]) for row in rows] == list(range(3, 3 * N_REPORTS + 1, 3))
@@ -272,6 +273,24 @@ WAITING = {
     torch.ops.aten.equal.default,
     torch.ops.aten._unique2.default,
 }
+
+
+def test_the_log_says_how_hard_a_term_pulls(tmp_path):
+    train_lockstep(
+        trainees(FakeStream(n_steps=1), make(ReLU), log=tmp_path / "a.csv"), FakeStream(1)
+    )
+    with (tmp_path / "a.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    variant, stream, norms = make(ReLU), FakeStream(1), {}
+    variant.start(stream.sample)
+    for name in ("reconstruction", "sparsity"):
+        variant.zero_grad()
+        (batch,) = stream
+        variant.losses(batch, at(sparsity_warmup=1.0))[name].backward()
+        norms[name] = variant.W_enc.grad.norm().item()
+    assert float(row["grad_ratio_sparsity_W_enc"]) == pytest.approx(
+        norms["sparsity"] / norms["reconstruction"], rel=1e-4
+    )
 
 
 class Waits(TorchDispatchMode):
