@@ -15,6 +15,15 @@ from bench.sparsity import heaviside as heaviside
 from bench.sparsity import jumprelu as jumprelu
 from bench.sparsity import keep_batch_top_k as keep_batch_top_k
 from bench.sparsity import threshold_for_l0 as threshold_for_l0
+from bench.terms import balanced_groups as balanced_groups
+from bench.terms import mean_squared_cosine as mean_squared_cosine
+from bench.terms import nearest_by_group as nearest_by_group
+from bench.terms import nearest_rows as nearest_rows
+from bench.terms import ramp as ramp
+from bench.terms import running as running
+from bench.terms import sampled as sampled
+from bench.terms import variance as variance
+from bench.terms import welch_bound as welch_bound
 
 TINY = 1e-8
 """A norm below this is treated as zero."""

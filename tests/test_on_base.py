@@ -132,3 +132,16 @@ def test_a_term_that_adds_nothing_is_its_base_bit_for_bit(base, config):
         train_one(sae, stream)
         weights.append(sae.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    "term", [n for n in registry.names("variants") if registry.describe("variants", n).base]
+)
+@pytest.mark.parametrize(
+    "base", [n for n in registry.names("variants") if not registry.describe("variants", n).base]
+)
+def test_every_term_can_sit_on_every_base(term, base):
+    cls = registry.load("variants", term, {"base": base})
+    low = registry.load("variants", base)
+    assert issubclass(cls, low) and cls.knob == low.knob
+    assert cls.Config(base=base).base == base

@@ -21,7 +21,7 @@ def saelens_twin(sae):
             d_sae=sae.d_sae,
             apply_b_dec_to_input=False,
             jumprelu_bandwidth=cfg.bandwidth,
-            jumprelu_sparsity_loss_mode=cfg.penalty,
+            jumprelu_sparsity_loss_mode=cfg.sparsity_loss,
             jumprelu_ste_to_input=cfg.ste_to_input,
             pre_act_loss_coefficient=cfg.pre_act_coef or None,
             target_l0=cfg.l0_aim,
@@ -34,7 +34,7 @@ def saelens_twin(sae):
 @pytest.mark.parametrize("ste_to_input", [False, True])
 @pytest.mark.parametrize("penalty", ["step", "tanh", "quadratic"])
 def test_acts_losses_and_gradients_equal_saelens(penalty, ste_to_input):
-    settings = {"penalty": penalty, "ste_to_input": ste_to_input, "l0_aim": 5.0}
+    settings = {"sparsity_loss": penalty, "ste_to_input": ste_to_input, "l0_aim": 5.0}
     sae = make(JumpReLU, l0_coef=0.2, bandwidth=0.3, pre_act_coef=0.4, **settings)
     x, step = activations(64), at(dead=[2, 7], sparsity_warmup=0.7)
     set_weights(
@@ -94,4 +94,4 @@ def test_a_bad_value_is_refused(config, message):
 
 def test_an_aim_above_d_sae_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match="l0_aim=64.0 exceeds d_sae=32"):
-        make(JumpReLU, d_sae=32, penalty="quadratic", l0_aim=64.0)
+        make(JumpReLU, d_sae=32, sparsity_loss="quadratic", l0_aim=64.0)

@@ -23,7 +23,7 @@ class JumpReLUConfig:
 
     l0_coef: float = 1e-3
     """Weight of the penalty, in units of the squared error per active latent."""
-    penalty: Literal["step", "tanh", "quadratic"] = "step"
+    sparsity_loss: Literal["step", "tanh", "quadratic"] = "step"
     """`step`: L0. `tanh`: of tanh(4 f), Anthropic's January 2025 update. `quadratic`: of
     2 / l0_aim * (L0 - l0_aim)^2, Gemma Scope 2."""
     l0_aim: float = 32.0
@@ -67,7 +67,7 @@ class JumpReLU(Variant):
         generator: torch.Generator,
     ):
         super().__init__(d_in, d_sae, cfg, generator=generator)
-        if self.cfg.penalty == "quadratic" and self.cfg.l0_aim > d_sae:
+        if self.cfg.sparsity_loss == "quadratic" and self.cfg.l0_aim > d_sae:
             raise ValueError(f"l0_aim={self.cfg.l0_aim} exceeds d_sae={d_sae}")
         self.threshold = nn.Parameter(torch.full((d_sae,), self.cfg.initial_threshold))
 
@@ -110,11 +110,11 @@ class JumpReLU(Variant):
 
     def _penalty(self, pre: Tensor, f: Tensor) -> Tensor:
         cfg = self.cfg
-        if cfg.penalty == "tanh":
+        if cfg.sparsity_loss == "tanh":
             norms = torch.linalg.vector_norm(self.W_dec, dim=-1)
             return torch.tanh(TANH_SCALE * f * norms).sum(-1).mean()
         active = ops.heaviside(pre, self.threshold, cfg.bandwidth, to_input=cfg.ste_to_input)
         l0 = active.sum(-1)
         return (
-            2 / cfg.l0_aim * (l0 - cfg.l0_aim) ** 2 if cfg.penalty == "quadratic" else l0
+            2 / cfg.l0_aim * (l0 - cfg.l0_aim) ** 2 if cfg.sparsity_loss == "quadratic" else l0
         ).mean()
