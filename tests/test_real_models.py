@@ -1,0 +1,61 @@
+"""The configs of real models, and true shapes with random weights, as no weights are at hand."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import memory
+from bench.config import RunConfig, load_config
+from bench.models import resolve
+from bench.preflight_stream import problems
+
+ROOT = Path(__file__).parents[1]
+GB = 10**9
+CARDS = {"gemma-2-2b": 24, "gemma-2-2b-80gb": 80, "pythia-70m": 8}
+"""Config -> GB of the card that it is for."""
+
+
+@pytest.fixture(params=CARDS)
+def named(request) -> tuple[str, RunConfig]:
+    return request.param, load_config(ROOT / "configs" / f"{request.param}.yaml")
+
+
+def test_the_recipe_is_saebenchs(named):
+    _, config = named
+    train = config.train
+    n_steps = train.tokens / train.batch_size
+    assert (train.tokens, train.batch_size, train.lr) == (500_000_000, 2048, 3e-4)
+    assert train.warmup_fraction * n_steps == pytest.approx(1000, rel=0.03)
+    assert train.sparsity_warmup_fraction * n_steps == pytest.approx(5000, rel=0.03)
+    assert train.decay_from == 0.8
+    assert train.context_size == 1024
+
+
+def test_gemma_is_read_in_its_own_precision_at_layer_12():
+    for name in ("gemma-2-2b", "gemma-2-2b-80gb"):
+        config = load_config(ROOT / "configs" / f"{name}.yaml")
+        assert (config.hook_name, config.train.d_sae) == ("blocks.12.hook_resid_post", 16_384)
+        assert (config.dtype, config.device) == ("bfloat16", "cuda")
+
+
+def test_training_fits_the_card_with_a_tenth_to_spare(named, monkeypatch):
+    name, config = named
+    monkeypatch.setattr(memory, "available", lambda device: int(0.9 * CARDS[name] * GB))
+    assert list(problems(config, resolve(config.model))) == []
+
+
+def test_a_smaller_card_is_refused(named, monkeypatch):
+    name, config = named
+    monkeypatch.setattr(memory, "available", lambda device: CARDS[name] * GB // 4)
+    (found,) = problems(config, resolve(config.model))
+    assert f"cuda has {CARDS[name] / 4:.1f} GB free" in found
+
+
+def test_unlearning_is_left_out_only_where_there_is_no_instruct_model(named):
+    _, config = named
+    assert ("unlearning" in config.suites) == (resolve(config.model).instruct is not None)
+
+
+def test_each_config_says_for_which_card_it_is(named):
+    name, _ = named
+    assert f"{CARDS[name]} GB" in (ROOT / "configs" / f"{name}.yaml").read_text()[:400]
