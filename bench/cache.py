@@ -63,7 +63,8 @@ class Cache:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}
+                names = file.keys()
+                found = {name: file.get_tensor(name) for name in names}
                 expected = (file.metadata() or {}).get(CHECKSUM)
             if _digest(found) == expected:
                 os.utime(path)  # the time of its last use

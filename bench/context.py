@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.cache import Cache
 from bench.datasets import Hub
 from bench.keys import source_key, versions
 from bench.models import DType, ModelSpec, check_pair, load_model, on_side, weights_key
-from bench.cache import Cache
 from bench.suite import Engine, SaeHandle, Side
 
 if TYPE_CHECKING:
@@ -107,8 +107,6 @@ def sae_bench_on(ctx: EvalContext, side: Side) -> Iterator["HookedTransformer"]:
     sae_bench loads its model and data itself and leaves gradients switched off and seeds anywhere;
     here it is handed both, and everything global is put back afterwards.
     """
-    import importlib
-
     import jaxtyping
     from transformer_lens import HookedTransformer
 
@@ -118,12 +116,22 @@ def sae_bench_on(ctx: EvalContext, side: Side) -> Iterator["HookedTransformer"]:
         stack.enter_context(patched(jaxtyping.config, "jaxtyping_disable", True))
         stack.enter_context(process_state(ctx.seed))
         stack.enter_context(working_directory(ctx.work))
-        for name in LOAD_DATASET:
-            module = importlib.import_module(name)
-            stack.enter_context(patched(module, "load_dataset", ctx.hub.load_dataset))
+        stack.enter_context(reading(ctx, *LOAD_DATASET))
         loader = classmethod(lambda cls, *args, **kwargs: ctx.model(side))
         stack.enter_context(patched(HookedTransformer, "from_pretrained_no_processing", loader))
         yield model
+
+
+@contextmanager
+def reading(ctx: EvalContext, *modules: str) -> Iterator[None]:
+    """`load_dataset` in these modules reads our data for the time of the block."""
+    import importlib
+
+    with ExitStack() as stack:
+        for name in modules:
+            module = importlib.import_module(name)
+            stack.enter_context(patched(module, "load_dataset", ctx.hub.load_dataset))
+        yield
 
 
 @contextmanager

@@ -88,6 +88,8 @@ class Suite(ABC):
     """Hook kinds it can evaluate."""
     datasets: ClassVar[tuple[str, ...]] = ()
     """Hub ids that it reads."""
+    engines: ClassVar[tuple[Engine, ...]] = ("reference",)
+    """Which engines it has; another that is asked for falls back to the first."""
 
     def __init__(self, cfg: Any = None):
         self.cfg = self.Config() if cfg is None else cfg

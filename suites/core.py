@@ -5,14 +5,24 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from bench.context import EvalContext, is_control, patched, sae_bench_on, sae_bench_result
-from bench.suite import Metric, SaeHandle, Scored, Suite, Unit
+from bench.context import (
+    EvalContext,
+    is_control,
+    patched,
+    sae_bench_on,
+    sae_bench_result,
+    working_directory,
+)
+from bench.moments import Corrections, counted, divergence
+from bench.suite import Failed, Metric, SaeHandle, Scored, Suite
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bench.fast.core import Result
 
 SAE_BENCH_METRICS = {
     # ours -> (group, name) in sae_bench's output
@@ -20,7 +30,6 @@ SAE_BENCH_METRICS = {
     "ce_loss_with_sae": ("model_performance_preservation", "ce_loss_with_sae"),
     "ce_loss_without_sae": ("model_performance_preservation", "ce_loss_without_sae"),
     "ce_loss_with_ablation": ("model_performance_preservation", "ce_loss_with_ablation"),
-    "kl_div_score": ("model_behavior_preservation", "kl_div_score"),
     "cossim": ("reconstruction_quality", "cossim"),
     "l2_ratio": ("shrinkage", "l2_ratio"),
     "relative_reconstruction_bias": ("shrinkage", "relative_reconstruction_bias"),
@@ -32,7 +41,23 @@ SAE_BENCH_METRICS = {
         "explained_variance_legacy",
     ),
     "saebench060_mse": ("reconstruction_quality", "mse"),
+    "saebench060_kl_div_score": ("model_behavior_preservation", "kl_div_score"),
 }
+
+
+ALL_METRICS = dict.fromkeys(
+    (
+        "compute_kl",
+        "compute_ce_loss",
+        "compute_l2_norms",
+        "compute_sparsity_metrics",
+        "compute_variance_metrics",
+        "compute_featurewise_density_statistics",
+        "compute_featurewise_weight_based_metrics",
+    ),
+    True,
+)
+"""As sae_bench's own file states them."""
 
 
 class CoreSuite(Suite):
@@ -86,28 +111,120 @@ class CoreSuite(Suite):
         ),
         Metric("saebench060_explained_variance_legacy", "none", summary="mean of per-token ratios"),
         Metric("saebench060_mse", "none", low=0.0, summary="divided by the tokens per batch"),
+        Metric(
+            "saebench060_kl_div_score",
+            "none",
+            high=1.0,
+            summary="from the logarithm of a softmax, which underflows",
+        ),
     )
     side = "base"
     hooks = ("hook_resid_post", "hook_resid_pre", "hook_mlp_out", "hook_attn_out")
     datasets = ("Skylion007/openwebtext",)
 
-    def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored]:
+    engines = ("reference", "fast")
+
+    def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """One result per SAE. Raises RuntimeError with sae_bench's own error if it gave up."""
+        if ctx.engine == "fast":
+            yield from self._fast(ctx, saes)
+            return
         for handle in saes:
             started = time.monotonic()
-            scored = self._one(ctx, handle)
+            scored = self._reference(ctx, handle)
             yield scored._replace(wall_s=time.monotonic() - started)
 
-    def _one(self, ctx: EvalContext, handle: SaeHandle) -> Scored:
+    def _fast(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
+        """All SAEs batch by batch; an SAE that fails does not stop the others."""
+        started = time.monotonic()
+        results: dict[str, Scored | Failed] = {}
+        for group in _grouped(self.cfg, saes).values():
+            results |= {r.handle.label: self._finished(ctx, r) for r in self._evaluated(ctx, group)}
+        share = (time.monotonic() - started) / len(saes)
+        for handle in saes:
+            result = results[handle.label]
+            yield result._replace(wall_s=share) if isinstance(result, Scored) else result
+
+    def _evaluated(self, ctx: EvalContext, group: list[SaeHandle]) -> Iterator["Result"]:
+        """Results of SAEs on one hook that read the same tokens."""
+        import torch
+
+        from bench.fast import core
+        from bench.fast.resume import HookPoint
+        from bench.fast.tokens import Stream, token_batches
+
+        cfg, model = self.cfg, ctx.model(self.side)
+        precision = {"device": ctx.device, "dtype": getattr(torch, ctx.dtype)}
+        ready = [(handle, handle.sae.to(**precision)) for handle in group]
+        sae = ready[0][1]
+        n = cfg.n_eval_reconstruction_batches
+        tokens = token_batches(
+            ctx,
+            sae,
+            Stream.of(sae, cfg.dataset, cfg.context_size),
+            n + cfg.n_eval_sparsity_variance_batches,
+            cfg.batch_size_prompts,
+        )
+        tokenizer: Any = model.tokenizer
+        ignored = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+        plan = core.Plan(
+            tokens[:n], tokens[n:], ignored, cfg.exclude_special_tokens_from_reconstruction
+        )
+        yield from core.evaluate(HookPoint(model, sae.cfg.metadata.hook_name), plan, ready)
+
+    def _finished(self, ctx: EvalContext, result: "Result") -> Scored | Failed:
+        """The result in sae_bench's file and in ours."""
+        if result.error is not None:
+            return Failed(result.handle.label, result.error)
+        import sae_bench.evals.core.main as core
+
+        metrics = result.scalars | {"misc_metrics": core.calculate_misc_metrics(result.features)}  # type: ignore[arg-type]
+        return self._scored(result.handle, metrics, result.ours)._replace(
+            saebench=self._file(ctx, result, metrics)
+        )
+
+    def _file(self, ctx: EvalContext, result: "Result", metrics: dict[str, Any]) -> dict[str, Any]:
+        """What sae_bench would have written, by its own writer."""
+        import sae_bench.evals.core.main as core
+        from sae_bench.evals.core.eval_config import CoreEvalConfig
+        from sae_bench.evals.core.eval_output import CoreEvalOutput
+        from sae_bench.sae_bench_utils import (
+            general_utils,
+            get_eval_uuid,
+            get_sae_bench_version,
+            get_sae_lens_version,
+        )
+
+        handle, output = result.handle, ctx.work / "core"
+        sae_id, sae, _ = general_utils.load_and_format_sae(handle.label, handle.sae, ctx.device)  # type: ignore[misc]
+        found = core.replace_nans_with_negative_one(
+            {"metrics": metrics, "feature_metrics": result.features}
+        )
+        config = CoreEvalConfig(
+            model_name=sae.cfg.model_name, llm_dtype=ctx.dtype, **ALL_METRICS, **asdict(self.cfg)
+        )
+        output.mkdir(parents=True, exist_ok=True)
+        with working_directory(ctx.work):  # its "version" is the commit of where it runs
+            core.save_single_eval_result(
+                found | {"eval_cfg": config, "sae_id": sae_id, "sae_set": handle.label},
+                get_eval_uuid(),
+                get_sae_lens_version(),
+                get_sae_bench_version(),
+                general_utils.get_results_filepath(str(output), handle.label, sae_id),
+                sae,
+            )
+        return sae_bench_result(output, handle.label, CoreEvalOutput)
+
+    def _reference(self, ctx: EvalContext, handle: SaeHandle) -> Scored:
         import sae_bench.evals.core.main as core
         from sae_bench.evals.core.eval_output import CoreEvalOutput
 
-        moments, losses = Moments(), Losses()
+        ours = Corrections()
         output = ctx.work / "core"
         with ExitStack() as stack:
             stack.enter_context(sae_bench_on(ctx, self.side))
             errors = stack.enter_context(errors_of(core.logger))
-            stack.enter_context(observed(core, handle.sae, moments, losses))
+            stack.enter_context(observed(core, handle.sae, ours))
             settings = {k: v for k, v in asdict(self.cfg).items() if k != "batch_size_prompts"}
             results = core.multiple_evals(
                 [(handle.label, handle.sae)],
@@ -122,122 +239,54 @@ class CoreSuite(Suite):
             )
         if not results:  # sae_bench logs every exception and goes on
             raise RuntimeError("; ".join(errors) or "sae_bench core returned no result")
-        scored = self._scored(handle, results[0]["metrics"], moments, losses)
+        scored = self._scored(handle, results[0]["metrics"], ours)
         return scored._replace(saebench=sae_bench_result(output, handle.label, CoreEvalOutput))
 
-    def _scored(
-        self, handle: SaeHandle, raw: dict[str, Any], moments: "Moments", losses: "Losses"
-    ) -> Scored:
+    def _scored(self, handle: SaeHandle, raw: dict[str, Any], ours: Corrections) -> Scored:
         # the values before sae_bench's file replaces NaN by -1, which some may legally be
-        values = {name: raw[group][key] for name, (group, key) in SAE_BENCH_METRICS.items()}
-        values["explained_variance"] = moments.explained_variance
-        values["mse"] = moments.mse
+        theirs = {name: raw[group][key] for name, (group, key) in SAE_BENCH_METRICS.items()}
+        corrected = ours.metrics()
+        values = theirs | corrected
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         dead = finite["l0_suite"] == 0 and not is_control(handle)
         return Scored(
             label=handle.label,
             metrics=finite,
-            units=moments.units() + losses.units(),
+            units=ours.units(),
             saebench=None,
-            reasons={n: f"sae_bench computed {values[n]}" for n in finite if finite[n] is None},
+            reasons={n: f"sae_bench computed {v}" for n, v in theirs.items() if finite[n] is None}
+            | {n: f"is {v}" for n, v in corrected.items() if finite[n] is None},
             invalid="no latent ever fires (L0 = 0)" if dead else None,
         )
 
 
-class BatchMoments(NamedTuple):
-    """Float64 sums over the n tokens of one batch."""
+def _grouped(cfg: Any, saes: list[SaeHandle]) -> dict[Any, list[SaeHandle]]:
+    """SAEs that read the same tokens at the same hook."""
+    from bench.fast.tokens import Stream
 
-    n: int
-    x: "Tensor"
-    """[d_in] sum of x."""
-    x_squared: float
-    error_squared: float
-
-
-@dataclass
-class Moments:
-    """What explained variance needs, summed in float64 while sae_bench encodes and decodes.
-
-    The reference is SAELens's ExplainedVarianceCalculator.
-    """
-
-    batches: list[BatchMoments] = field(default_factory=list)
-
-    def add(self, x: "Tensor", x_hat: "Tensor", mask: "Tensor") -> None:
-        """x, x_hat [B, T, d_in], mask [B, T] bool: True where the token counts."""
-        import torch
-
-        x, x_hat = x[mask].to(torch.float64), x_hat[mask].to(torch.float64)  # [n, d_in]
-        error = (x - x_hat).pow(2).sum().item()
-        self.batches.append(BatchMoments(len(x), x.sum(0), x.pow(2).sum().item(), error))
-
-    @property
-    def n(self) -> int:
-        return sum(b.n for b in self.batches)
-
-    @property
-    def mse(self) -> float:
-        """Squared error summed over d_in, mean over tokens."""
-        return sum(b.error_squared for b in self.batches) / self.n
-
-    @property
-    def explained_variance(self) -> float:
-        return 1 - sum(b.error_squared for b in self.batches) / sum(map(self._spread, self.batches))
-
-    def units(self) -> list[Unit]:
-        """Explained variance of each batch, around the mean over all batches."""
-        return [
-            Unit("explained_variance", "batch", str(i), 1 - b.error_squared / self._spread(b), b.n)
-            for i, b in enumerate(self.batches)
-        ]
-
-    def _spread(self, batch: BatchMoments) -> float:
-        """sum |x - mean|^2 over the batch, with the mean over all batches."""
-        import torch
-
-        mean = torch.stack([b.x for b in self.batches]).sum(0) / self.n  # [d_in]
-        cross = (mean @ batch.x).item()
-        return batch.x_squared - 2 * cross + batch.n * (mean @ mean).item()
-
-
-@dataclass
-class Losses:
-    """Per-batch means of the three cross-entropies that make the loss score."""
-
-    batches: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-
-    def add(self, losses: dict[str, "Tensor"], mask: "Tensor") -> None:
-        """losses: name -> [B, T - 1]; mask [B, T] bool over the tokens predicted from."""
-        mask = mask[:, :-1]
-        means = {k: v[mask].mean().item() for k, v in losses.items() if k.startswith("ce_loss")}
-        self.batches.append((int(mask.sum()), means))
-
-    def units(self) -> list[Unit]:
-        """The loss score of each batch; none where ablation changes nothing."""
-        return [
-            Unit("ce_loss_score", "batch", str(i), _score(means), n)
-            for i, (n, means) in enumerate(self.batches)
-            if means["ce_loss_with_ablation"] != means["ce_loss_without_sae"]
-        ]
-
-
-def _score(means: dict[str, float]) -> float:
-    ablated = means["ce_loss_with_ablation"]
-    return (ablated - means["ce_loss_with_sae"]) / (ablated - means["ce_loss_without_sae"])
+    groups: dict[Any, list[SaeHandle]] = {}
+    for handle in saes:
+        stream = Stream.of(handle.sae, cfg.dataset, cfg.context_size)
+        groups.setdefault((handle.sae.cfg.metadata.hook_name, stream), []).append(handle)
+    return groups
 
 
 @contextmanager
-def observed(core: Any, sae: Any, moments: Moments, losses: Losses) -> Iterator[None]:
-    """Hand every batch that sae_bench evaluates to `moments` and `losses` as it passes by."""
+def observed(core: Any, sae: Any, ours: Corrections) -> Iterator[None]:
+    """Hand every batch that sae_bench evaluates to `ours` as it passes by."""
     recons, variance = core.get_recons_loss, core.get_sparsity_and_variance_metrics
 
     def recons_loss(sae: Any, model: Any, batch_tokens: "Tensor", *args: Any, **kwargs: Any) -> Any:
-        result = recons(sae, model, batch_tokens, *args, **kwargs)
-        losses.add(result, counted(batch_tokens, kwargs["ignore_tokens"]))
+        with logits_of(model) as logits:
+            result = recons(sae, model, batch_tokens, *args, **kwargs)
+        mask = counted(batch_tokens, kwargs["ignore_tokens"])
+        clean, with_sae, ablated = (x.log_softmax(-1) for x in logits)
+        ours.divergence.add(divergence(clean, with_sae), divergence(clean, ablated), mask)
+        ours.losses.add(result, mask)
         return result
 
     def variance_metrics(sae: Any, model: Any, store: Any, *args: Any, **kwargs: Any) -> Any:
-        with watched(sae, store, kwargs["ignore_tokens"], moments.add):
+        with watched(sae, store, kwargs["ignore_tokens"], ours.moments.add):
             return variance(sae, model, store, *args, **kwargs)
 
     with (
@@ -245,6 +294,21 @@ def observed(core: Any, sae: Any, moments: Moments, losses: Losses) -> Iterator[
         patched(core, "get_sparsity_and_variance_metrics", variance_metrics),
     ):
         yield
+
+
+@contextmanager
+def logits_of(model: Any) -> Iterator[list["Tensor"]]:
+    """The logits of every pass of the model during the block, in order."""
+    seen: list[Tensor] = []
+    forward = model.forward
+
+    def watched_forward(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        seen.append(output[0])
+        return output
+
+    with patched(model, "forward", watched_forward):
+        yield seen
 
 
 @contextmanager
@@ -274,14 +338,6 @@ def watched(
         patched(sae, "decode", decoded),
     ):
         yield
-
-
-def counted(tokens: "Tensor", ignored: set[int | None]) -> "Tensor":
-    """tokens [B, T] -> bool [B, T], False at ignored ids."""
-    import torch
-
-    ids = torch.tensor([i for i in ignored if i is not None], device=tokens.device)
-    return ~torch.isin(tokens, ids)
 
 
 @contextmanager

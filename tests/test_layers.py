@@ -12,7 +12,15 @@ MAY_IMPORT = {
     "bench.py": {"bench.cli"},
     "bench": {"bench"},
     "variants": {"bench.variant", "bench.ops"},
-    "suites": {"bench.suite", "bench.context", "bench.ops", "bench.word_deletion"},
+    "suites": {
+        "bench.suite",
+        "bench.context",
+        "bench.ops",
+        "bench.word_deletion",
+        "bench.moments",
+        "bench.counters",
+        "bench.fast",
+    },
     "report": {"report", "bench.result", "bench.validity", "bench.errors", "bench.files"},
 }
 EXCEPTIONS = {"bench/cli.py": {"report"}}

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from suites.core import CoreSuite, Moments, counted
+from bench.moments import Moments, counted
+from suites.core import CoreSuite
 from tests import tiny
 
 QUICK = CoreSuite.Config(
