@@ -20,6 +20,7 @@ from bench.terms import mean_squared_cosine as mean_squared_cosine
 from bench.terms import nearest_by_group as nearest_by_group
 from bench.terms import nearest_rows as nearest_rows
 from bench.terms import ramp as ramp
+from bench.terms import reset_latents as reset_latents
 from bench.terms import running as running
 from bench.terms import sampled as sampled
 from bench.terms import variance as variance

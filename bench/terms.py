@@ -117,3 +117,33 @@ def nearest_by_group(D: Tensor, rows: Tensor, groups: Tensor) -> tuple[Tensor, T
 def _cosines(D: Tensor, rows: Tensor) -> Tensor:
     """Cosines of some unit rows with all, -inf with themselves. [s, m]."""
     return (D[rows] @ D.T).scatter(1, rows[:, None], -torch.inf)
+
+
+@torch.no_grad()
+def reset_latents(
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    directions: Tensor,
+    dead: Tensor,
+    generator: torch.Generator,
+    *,
+    errors: Tensor,
+) -> Tensor:
+    """Point dead latents in place at badly reconstructed inputs; returns those it has, [m] bool.
+
+    Bricken et al. 2023, "Neuron resampling": rows are drawn in proportion to `errors` [n], their
+    squared error. directions [n, d] are the inputs less the decoder bias, dead [m] bool. Decoder
+    rows get the mean norm of the living, encoder columns a fifth of theirs.
+    """
+    latents = dead.nonzero().squeeze(1)[: len(directions)]
+    reset = torch.zeros_like(dead).index_fill(0, latents, True)
+    alive = ~dead
+    if not len(latents) or not alive.any():
+        return reset & alive.any()
+    rows = torch.multinomial(errors.cpu(), len(latents), generator=generator).to(dead.device)
+    unit = torch.nn.functional.normalize(directions[rows], dim=-1)
+    W_dec[latents] = unit * torch.linalg.vector_norm(W_dec[alive], dim=-1).mean()
+    W_enc[:, latents] = unit.T * torch.linalg.vector_norm(W_enc[:, alive], dim=0).mean() * 0.2
+    b_enc[latents] = 0.0
+    return reset
