@@ -18,6 +18,7 @@ from bench.models import DType, ModelSpec, check_pair, load_model, on_side, weig
 from bench.suite import Engine, SaeHandle, Side
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformer_lens import HookedTransformer
 
     from bench.checkpoint import Measured
@@ -217,23 +218,30 @@ def l0(ctx: EvalContext, handle: SaeHandle) -> float:
 
 
 def measured_on(ctx: EvalContext, side: Side, sae: Any, texts: list[str]) -> "Measured":
-    """L0 and explained variance of an SAE on the model of `side` reading `texts`.
+    """L0 and explained variance of an SAE on the model of `side` reading `texts`."""
+    from bench.checkpoint import measure
 
-    A text that starts with BOS gets no second one; special tokens do not count.
+    x = activations_on(ctx, side, sae.cfg.metadata.hook_name, texts)
+    return measure(sae, x.to(sae.dtype))
+
+
+def activations_on(ctx: EvalContext, side: Side, hook_name: str, texts: list[str]) -> "Tensor":
+    """Activations [n, d_in] of the model of `side` reading `texts`, special tokens left out.
+
+    A text that starts with BOS gets no second one.
     """
     import torch
 
-    from bench.checkpoint import measure
-
-    model, hook = ctx.model(side), sae.cfg.metadata.hook_name
+    model = ctx.model(side)
     tokenizer: Any = model.tokenizer
     special = torch.tensor(tokenizer.all_special_ids, device=ctx.device)
     with_bos = not texts[0].startswith(tokenizer.bos_token)
+    stop = int(hook_name.split(".")[1]) + 1
     kept = []
     with torch.no_grad():
         for start in range(0, len(texts), TEXTS_PER_CALL):
             batch = texts[start : start + TEXTS_PER_CALL]
             tokens = model.to_tokens(batch, prepend_bos=with_bos)[:, :MEASURED_CONTEXT]
-            cache = model.run_with_cache(tokens, names_filter=[hook])[1]
-            kept.append(cache[hook][~torch.isin(tokens, special)])  # [n, d_in]
-    return measure(sae, torch.cat(kept).to(sae.dtype))
+            cache = model.run_with_cache(tokens, names_filter=[hook_name], stop_at_layer=stop)[1]
+            kept.append(cache[hook_name][~torch.isin(tokens, special)])
+    return torch.cat(kept)
