@@ -86,9 +86,10 @@ class Job:
                 LOG.exception("%s cannot be saved", entry.label)
                 reason = f"cannot be saved: {type(error).__name__}: {error}"
                 outcome = outcome._replace(stop_reason=reason)
-        if outcome.stop_reason is not None:
+        if outcome.stop_reason is None:
+            trainee.forget()
+        else:  # its checkpoints stay: a rerun need not repeat what went well
             self.save_stopped(entry, outcome, folder)
-        trainee.forget()
         return outcome
 
     def save_stopped(self, entry: TrainedEntry, outcome: Outcome, folder: Path) -> None:

@@ -106,6 +106,7 @@ def _take_in(job: Job, search: _Search, pilots: Sequence[_Pilot]) -> None:
                 points.append((value, checkpoint.read_info(Path(folder)).l0 or 0.0))
             elif outcome.is_collapsed:
                 points.append((value, 0.0))
+                pilot.trainee.forget()
             else:
                 search.lost.add(value)
     search.curve = search.curve.with_points(points)

@@ -163,7 +163,9 @@ def test_a_variant_that_fails_tells_why_and_the_others_are_saved(
 ):
     load = registry.load
     monkeypatch.setattr(
-        registry, "load", lambda kind, name: variant if name == "topk" else load(kind, name)
+        registry,
+        "load",
+        lambda kind, name, *rest: variant if name == "topk" else load(kind, name, *rest),
     )
     folders = run(config(TOPK, RELU), tmp_path)
     with pytest.raises(UserError, match=reason):
@@ -223,6 +225,15 @@ def test_a_missing_logger_is_refused_before_anything_is_done(tmp_path, monkeypat
     with pytest.raises(UserError, match="train.log_to: wandb is not installed"):
         run(config(TOPK, log_to=("wandb",)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_saved_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "load", lambda *plugin: Unsaveable)
+    for takes_steps in (True, False):  # the second run has the checkpoint of the first
+        stages = []
+        (folder,) = run(config(TOPK), tmp_path, lambda now, *a, s=stages: s.append(now)).values()
+        assert ("train" in stages) == takes_steps
+        assert "cannot be saved" in read_record(folder)["stop_reason"]
 
 
 def test_a_target_far_from_the_default_is_bracketed_by_more_pilots(tmp_path):
