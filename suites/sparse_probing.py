@@ -6,11 +6,20 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from bench.context import EvalContext, is_control, l0, sae_bench_on, sae_bench_result
-from bench.suite import Metric, SaeHandle, Scored, Suite, Unit
+from bench.context import (
+    EvalContext,
+    is_control,
+    l0,
+    sae_bench_on,
+    sae_bench_result,
+    working_directory,
+)
+from bench.suite import Failed, Metric, SaeHandle, Scored, Suite, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bench.fast.probing import Probed
 
 DATASET_KEY = "_results"
 """What sae_bench appends to a data set's name."""
@@ -81,8 +90,13 @@ class SparseProbingSuite(Suite):
         "Helsinki-NLP/europarl",
     )
 
-    def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored]:
+    engines = ("reference", "fast")
+
+    def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """One result per SAE; all are probed on the same texts, wherever in the list."""
+        if ctx.engine == "fast":
+            yield from self._fast(ctx, saes)
+            return
         warm: set[str] = set()
         for handle in saes:
             hook = handle.sae.cfg.metadata.hook_name
@@ -92,6 +106,79 @@ class SparseProbingSuite(Suite):
             started = time.monotonic()
             scored = self._one(ctx, handle)
             yield scored._replace(wall_s=time.monotonic() - started)
+
+    def _fast(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
+        """All SAEs data set by data set; an SAE that fails does not stop the others."""
+        import torch
+
+        from bench.fast.probing import probe_all
+
+        started = time.monotonic()
+        precision = {"device": ctx.device, "dtype": getattr(torch, ctx.dtype)}
+        by_hook: dict[str, list[Any]] = {}
+        for handle in saes:
+            ready = handle, handle.sae.to(**precision)
+            by_hook.setdefault(handle.sae.cfg.metadata.hook_name, []).append(ready)
+        results: dict[str, Scored | Failed] = {}
+        for hook, group in by_hook.items():
+            for one in probe_all(ctx, self.cfg, hook, group):
+                results[one.handle.label] = self._finished(ctx, one)
+        share = (time.monotonic() - started) / len(saes)
+        for handle in saes:
+            result = results[handle.label]
+            yield result._replace(wall_s=share) if isinstance(result, Scored) else result
+
+    def _finished(self, ctx: EvalContext, one: "Probed") -> Scored | Failed:
+        if one.error is not None:
+            return Failed(one.handle.label, one.error)
+        return self._scored(ctx, one.handle, self._file(ctx, one))
+
+    def _file(self, ctx: EvalContext, one: "Probed") -> dict[str, Any]:
+        """What sae_bench would have written."""
+        from sae_bench.evals.sparse_probing import eval_output
+        from sae_bench.sae_bench_utils import (
+            general_utils,
+            get_eval_uuid,
+            get_sae_bench_version,
+            get_sae_lens_version,
+        )
+
+        sae_id, sae, _ = general_utils.load_and_format_sae(one.handle.label, one.sae, ctx.device)  # type: ignore[misc]
+        by_class = {f"{name}{DATASET_KEY}": found for name, found in one.by_dataset.items()}
+        by_dataset = {
+            name: {metric: sum(v.values()) / len(v) for metric, v in found.items()}
+            for name, found in by_class.items()
+        }
+        means = general_utils.average_results_dictionaries(by_dataset, list(one.by_dataset))
+        groups = {
+            g: {k: v for k, v in means.items() if k.startswith(f"{g}_")} for g in ("llm", "sae")
+        }
+        with working_directory(ctx.work):  # its "version" is the commit of where it runs
+            version = get_sae_bench_version()
+        found = eval_output.SparseProbingEvalOutput(
+            eval_config=self._sae_bench_config(ctx),
+            eval_id=get_eval_uuid(),
+            datetime_epoch_millis=int(time.time() * 1000),
+            eval_result_metrics=eval_output.SparseProbingMetricCategories(
+                llm=eval_output.SparseProbingLlmMetrics(**groups["llm"]),
+                sae=eval_output.SparseProbingSaeMetrics(**groups["sae"]),
+            ),
+            eval_result_details=[
+                eval_output.SparseProbingResultDetail(dataset_name=name, **values)
+                for name, values in by_dataset.items()
+            ],
+            eval_result_unstructured=by_class,
+            sae_bench_commit_hash=version,
+            sae_lens_id=sae_id,
+            sae_lens_release_id=one.handle.label,
+            sae_lens_version=get_sae_lens_version(),
+            sae_cfg_dict=sae.cfg.to_dict(),
+        )
+        folder = ctx.work / "sparse_probing"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = general_utils.get_results_filepath(str(folder), one.handle.label, sae_id)
+        found.to_json_file(path, indent=2)
+        return sae_bench_result(folder, one.handle.label, eval_output.SparseProbingEvalOutput)
 
     def _one(self, ctx: EvalContext, handle: SaeHandle) -> Scored:
         import sae_bench.evals.sparse_probing.main as probing
@@ -108,6 +195,9 @@ class SparseProbingSuite(Suite):
                 artifacts_path=str(ctx.artifacts),
             )
         raw = sae_bench_result(output, handle.label, SparseProbingEvalOutput)
+        return self._scored(ctx, handle, raw)
+
+    def _scored(self, ctx: EvalContext, handle: SaeHandle, raw: dict[str, Any]) -> Scored:
         metrics = self._metrics(raw)
         dead = not is_control(handle) and l0(ctx, handle) == 0
         return Scored(
@@ -144,21 +234,29 @@ class SparseProbingSuite(Suite):
         """Fill sae_bench's activation cache with a stand-in, before any SAE is scored.
 
         On a miss sae_bench trains the model's own probes between seeding and the SAE's probes, so
-        the first SAE in a list would be scored on other texts than the rest.
+        the first SAE in a list would be scored on other texts than the rest. Seeded anew for every
+        data set, the model's own accuracies depend on no other set.
         """
         import sae_bench.evals.sparse_probing.main as probing
 
-        with sae_bench_on(ctx, self.side) as model:
-            config = self._sae_bench_config(ctx)
-            hook = handle.sae.cfg.metadata.hook_name
-            folder = ctx.artifacts / "sparse_probing" / config.model_name / hook
-            probing.run_eval_single_sae(
-                config,
-                _StandIn(handle.sae, width=max(self.cfg.k_values)),  # type: ignore[arg-type]
-                model,
-                ctx.device,
-                str(folder),
-            )
+        config = self._sae_bench_config(ctx)
+        stand_in = _StandIn(handle.sae, width=max(self.cfg.k_values))
+        hook = stand_in.cfg.hook_name
+        folder = ctx.artifacts / "sparse_probing" / config.model_name / hook
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in config.dataset_names:
+            with sae_bench_on(ctx, self.side) as model:
+                probing.run_eval_single_dataset(
+                    name,
+                    config,
+                    stand_in,  # type: ignore[arg-type]
+                    model,
+                    stand_in.cfg.hook_layer,
+                    hook,
+                    ctx.device,
+                    str(folder),
+                    save_activations=True,
+                )
 
     def _sae_bench_config(self, ctx: EvalContext) -> Any:
         from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig

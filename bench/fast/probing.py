@@ -1,0 +1,107 @@
+"""sparse_probing for many SAEs: each data set is read, and run through the model, once for all.
+
+With the same seed every accuracy is sae_bench's own (evals/sparse_probing/main.py of 0.6.0, its
+activations already cached): an SAE's draws come from a generator of its own, in sae_bench's order,
+so that they do not depend on its place in the list. What differs:
+
+- tokens that do not count are known from their ids, not from activations that sum to zero;
+- a probe on k latents copies the columns that it uses, not the whole matrix several times;
+- the probe on all latents is not tried on its training texts, which changes nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bench.context import EvalContext
+from bench.fast.probe_data import (
+    Activations,
+    Settings,
+    Split,
+    activations,
+    mean_over_tokens,
+    model_accuracies,
+)
+from bench.fast.probes import Table, full_accuracies, top_k_accuracies
+from bench.suite import SaeHandle
+
+if TYPE_CHECKING:
+    from torch import Generator
+
+Accuracies = dict[str, dict[str, float]]
+"""sae_bench's metric -> class -> accuracy."""
+SKIPPED = {"-1": -1.0}
+"""What sae_bench writes in place of accuracies that it left out."""
+
+
+@dataclass
+class Probed:
+    """One SAE on its way through the data sets."""
+
+    handle: SaeHandle
+    sae: Any
+    """In the precision of the language model."""
+    generator: "Generator"
+    by_dataset: dict[str, Accuracies] = field(default_factory=dict)
+    error: Exception | None = None
+    """What ended the evaluation of this SAE."""
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """An exception ends only this SAE."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+
+
+def probe_all(
+    ctx: EvalContext, cfg: Any, hook: str, saes: Sequence[tuple[SaeHandle, Any]]
+) -> list[Probed]:
+    """Every SAE (handle, SAE in the model's precision) of one hook on every data set.
+
+    `cfg` is sparse_probing's Config.
+    """
+    import torch
+
+    settings = Settings(
+        cfg.probe_train_set_size,
+        cfg.probe_test_set_size,
+        cfg.context_length,
+        cfg.llm_batch_size,
+        ctx.seed,
+    )
+    probed = [Probed(h, sae, torch.Generator().manual_seed(ctx.seed)) for h, sae in saes]
+    for name in cfg.dataset_names:
+        acts = activations(ctx, hook, name, settings)
+        llm = model_accuracies(ctx, hook, name, settings, cfg.k_values, acts)
+        for one in (p for p in probed if p.error is None):
+            with one.guarded():
+                one.by_dataset[name] = _accuracies(cfg, one, acts, llm)
+    return probed
+
+
+def _accuracies(cfg: Any, one: Probed, acts: Activations, llm: Accuracies) -> Accuracies:
+    """In sae_bench's order, which is also that of the draws."""
+    tables = [latents(one.sae, split, cfg.sae_batch_size) for split in acts]
+    found: Accuracies = {"sae_test_accuracy": SKIPPED}
+    if not cfg.lower_vram_usage:
+        found["sae_test_accuracy"] = full_accuracies(*tables, one.generator)
+    found |= llm
+    for k in cfg.k_values:
+        found[f"sae_top_{k}_test_accuracy"] = top_k_accuracies(*tables, k, one.generator)
+    return found
+
+
+def latents(sae: Any, split: Split, batch_size: int) -> Table:
+    """The mean activation of every latent over the tokens of each text."""
+    import torch
+
+    parts = []
+    with torch.no_grad():
+        for x, mask in split.classes():
+            for some, keep in zip(x.split(batch_size), mask.split(batch_size)):
+                f = sae.encode(some)  # [B, T, d_sae]
+                parts.append(mean_over_tokens(f * keep[:, :, None], keep).to(sae.dtype))
+    return Table(torch.cat(parts), split.sizes)
