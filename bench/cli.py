@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
-from bench import __version__
+from bench import __version__, registry
 from bench.catalogue import Listed, lines, rows
 from bench.errors import UserError
 
@@ -91,11 +91,49 @@ def run(
 
 @main.command("list")
 @click.argument("kind", type=click.Choice(get_args(Listed)))
+@click.option("--plugin", "plugins", type=FILE, multiple=True, help="A variant or suite to add.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def list_(kind: Listed, as_json: bool) -> None:
+def list_(kind: Listed, plugins: tuple[Path, ...], as_json: bool) -> None:
     """List the variants, suites or models that exist, with their settings."""
+    for path in plugins:
+        registry.add_file(path)
     found = rows(kind)
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+
+
+@main.command()
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--plugin", "plugins", type=FILE, multiple=True, help="A variant or suite to add.")
+@click.option("--quick", is_flag=True, help="Leave out what takes more than a moment.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def check(name: str, plugins: tuple[Path, ...], quick: bool, as_json: bool) -> None:
+    """Rehearse the whole life of a variant or suite in seconds, on small synthetic data.
+
+    Each point passes, warns or fails, with the fix. Exit status: 0 no point failed, 1 some did, 2
+    there is no such plugin, or its file cannot be read.
+    """
+    from bench.check.kit import check as check_plugin
+
+    for path in plugins:
+        registry.add_file(path)
+    done = check_plugin(name, quick=quick)
+    click.echo(json.dumps(done.as_dict(), indent=1) if as_json else "\n".join(done.lines()))
+    if not done.is_ok:
+        sys.exit(SOME_CELL_FAILED)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["variant", "suite"]))
+@click.argument("name")
+@click.option("--dir", "folder", type=FILE, help="Where to write both.  [default: the checkout]")
+def new(kind: str, name: str, folder: Path | None) -> None:
+    """Write a working variant or suite NAME, and a test of it, to start from."""
+    from bench.scaffold import new as write_new
+
+    files = write_new("variants" if kind == "variant" else "suites", name, folder)
+    click.echo(f"wrote {files.plugin} and {files.test}")
+    target = name if folder is None else files.plugin
+    click.echo(f"next: edit it, then `check {target}`")
 
 
 @main.command()
