@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +40,10 @@ class TrainingLog:
                 LOG.warning("%s: no more losses are shown there: %s", type(sink).__name__, error)
                 self._sinks.remove(sink)
         if self._path is not None:
-            self._write_csv(self._path, row)
+            try:
+                self._write_csv(self._path, row)
+            except OSError as error:  # a full disk costs the row, not the training
+                LOG.warning("%s: step %g is left out: %s", self._path, row["step"], error)
 
     def rewind(self, n_steps: int) -> None:
         """Forget what was written after step `n_steps`; 0 forgets all."""
@@ -62,10 +66,15 @@ class TrainingLog:
         new = [name for name in row if name not in self._columns]
         if new:
             rows = self._read(path) if self._columns else []
+            write_atomic(path, _text([*self._columns, *new], rows))
             self._columns += new
-            write_atomic(path, _text(self._columns, rows))
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
+        size = path.stat().st_size
+        try:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns, restval="").writerow(row)
+        except OSError:
+            os.truncate(path, size)  # half a row would spoil the next one
+            raise
 
     def _read(self, path: Path) -> list[dict[str, str]]:
         """Whole rows; one that a crash cut off is left out."""

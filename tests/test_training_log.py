@@ -47,6 +47,24 @@ def test_going_back_forgets_what_came_after_the_checkpoint(tmp_path, n_steps, le
     assert [row["step"] for row in rows(path)] == [*left, "5"]
 
 
+def test_a_full_disk_costs_the_row_and_spoils_no_other(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "a.csv"
+    log = TrainingLog(path)
+    log.write({"step": 1, "loss": 1})
+
+    def half(self, row):
+        with path.open("a") as file:
+            file.write("2,")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerow", half)
+        log.write({"step": 2, "loss": 2})
+    log.write({"step": 3, "loss": 3})
+    assert [row["step"] for row in rows(path)] == ["1", "3"]
+    assert "step 2 is left out" in caplog.text
+
+
 def test_without_a_file_or_a_sink_nothing_happens():
     log = TrainingLog()
     log.rewind(3)
