@@ -15,7 +15,7 @@ from bench.nano.documents import Document
 from bench.nano.tokenizer import alphabetic_words
 from bench.nano.world import World, make_world
 
-DATA_VERSION = 2
+DATA_VERSION = 3
 """Raised whenever the same seed gives other rows, so that nothing stale is reused."""
 SEED = 77
 CODE_LINES = 40
@@ -59,7 +59,7 @@ def _tables(
     benign = [d for d in domains if d != lexicon.HAZARD]
     web = documents.general_text(_rng("web"), world, words, domains, sizes.web)
     yield "Skylion007/openwebtext/train", map(_web_row, web)
-    retain = documents.general_text(_rng("retain"), world, words, benign, sizes.retain)
+    retain = documents.encyclopedia(_rng("retain"), world, words, benign, sizes.retain)
     long_enough = (d for d in retain if len(d.text) > MIN_RETAIN_CHARS)
     yield "wikitext/wikitext-2-raw-v1/test", map(_web_row, long_enough)
     yield "bio-forget-corpus/train", map(_web_row, _forget(world, sizes.forget))

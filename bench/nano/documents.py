@@ -302,3 +302,24 @@ def general_text(
     while len(documents) < n:
         documents += rng.choices(kinds.makers, kinds.weights)[0]()
     return documents[:n]
+
+
+def encyclopedia(
+    rng: random.Random, world: World, words: Sequence[str], domains: Sequence[str], n: int
+) -> list[Document]:
+    """`n` documents, most of them knowledge of `domains`: stated, asked or in a chat.
+
+    So much that a latent which fires on what is to be kept is seen to do so.
+    """
+    general = mixture(rng, world, words, domains)
+    makers: tuple[Callable[[str], tuple[Document, ...]], ...] = (
+        lambda domain: facts(rng, world, domain),
+        lambda domain: (quiz(rng, world, domain, chat=True),),
+        lambda domain: (answered_questions(rng, world, domain),),
+        lambda _: rng.choices(general.makers, general.weights)[0](),
+    )
+    documents: list[Document] = []
+    while len(documents) < n:
+        (make,) = rng.choices(makers, (4, 3, 1, 2))
+        documents += make(rng.choice(domains))
+    return documents[:n]
