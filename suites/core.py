@@ -16,6 +16,8 @@ from bench.context import (
     sae_bench_result,
     working_directory,
 )
+from bench.counters import Work, counting
+from bench.fast.part import Bill, bills
 from bench.moments import Corrections, counted, divergence
 from bench.suite import Failed, Metric, SaeHandle, Scored, Suite
 
@@ -131,21 +133,24 @@ class CoreSuite(Suite):
             return
         for handle in saes:
             started = time.monotonic()
-            scored = self._reference(ctx, handle)
-            yield scored._replace(wall_s=time.monotonic() - started)
+            with counting([ctx.model(self.side)], [handle.sae]) as work:
+                scored = self._reference(ctx, handle)
+            yield scored._replace(wall_s=time.monotonic() - started, work=work.recorded())
 
     def _fast(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """All SAEs batch by batch; an SAE that fails does not stop the others."""
-        started = time.monotonic()
         results: dict[str, Scored | Failed] = {}
         for group in _grouped(self.cfg, saes).values():
-            results |= {r.handle.label: self._finished(ctx, r) for r in self._evaluated(ctx, group)}
-        share = (time.monotonic() - started) / len(saes)
+            started = time.monotonic()
+            with counting([ctx.model(self.side)], [handle.sae for handle in group]) as total:
+                found = self._evaluated(ctx, group, total)
+            owed = bills([r.part for r in found], total, time.monotonic() - started)
+            for result, bill in zip(found, owed):
+                results[result.handle.label] = self._finished(ctx, result, bill)
         for handle in saes:
-            result = results[handle.label]
-            yield result._replace(wall_s=share) if isinstance(result, Scored) else result
+            yield results[handle.label]
 
-    def _evaluated(self, ctx: EvalContext, group: list[SaeHandle]) -> Iterator["Result"]:
+    def _evaluated(self, ctx: EvalContext, group: list[SaeHandle], total: Work) -> list["Result"]:
         """Results of SAEs on one hook that read the same tokens."""
         import torch
 
@@ -170,17 +175,18 @@ class CoreSuite(Suite):
         plan = core.Plan(
             tokens[:n], tokens[n:], ignored, cfg.exclude_special_tokens_from_reconstruction
         )
-        yield from core.evaluate(HookPoint(model, sae.cfg.metadata.hook_name), plan, ready)
+        point = HookPoint(model, sae.cfg.metadata.hook_name)
+        return core.evaluate(point, plan, ready, total)
 
-    def _finished(self, ctx: EvalContext, result: "Result") -> Scored | Failed:
+    def _finished(self, ctx: EvalContext, result: "Result", bill: Bill) -> Scored | Failed:
         """The result in sae_bench's file and in ours."""
-        if result.error is not None:
-            return Failed(result.handle.label, result.error)
+        if result.part.error is not None:
+            return Failed(result.handle.label, result.part.error)
         import sae_bench.evals.core.main as core
 
         metrics = result.scalars | {"misc_metrics": core.calculate_misc_metrics(result.features)}  # type: ignore[arg-type]
         return self._scored(result.handle, metrics, result.ours)._replace(
-            saebench=self._file(ctx, result, metrics)
+            saebench=self._file(ctx, result, metrics), **bill._asdict()
         )
 
     def _file(self, ctx: EvalContext, result: "Result", metrics: dict[str, Any]) -> dict[str, Any]:

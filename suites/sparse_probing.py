@@ -14,6 +14,8 @@ from bench.context import (
     sae_bench_result,
     working_directory,
 )
+from bench.counters import Work, counting
+from bench.fast.part import Bill, bills
 from bench.suite import Failed, Metric, SaeHandle, Scored, Suite, Unit
 
 if TYPE_CHECKING:
@@ -97,15 +99,17 @@ class SparseProbingSuite(Suite):
         if ctx.engine == "fast":
             yield from self._fast(ctx, saes)
             return
-        warm: set[str] = set()
+        warm: dict[str, Work] = {}
+        model = ctx.model(self.side)
         for handle in saes:
             hook = handle.sae.cfg.metadata.hook_name
             if hook not in warm:
-                self._warm(ctx, handle)
-                warm.add(hook)
+                with counting([model]) as warm[hook]:
+                    self._warm(ctx, handle)
             started = time.monotonic()
-            scored = self._one(ctx, handle)
-            yield scored._replace(wall_s=time.monotonic() - started)
+            with counting([model], [handle.sae]) as work:
+                scored = self._one(ctx, handle)
+            yield scored._replace(wall_s=time.monotonic() - started, work=work.recorded(warm[hook]))
 
     def _fast(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """All SAEs data set by data set; an SAE that fails does not stop the others."""
@@ -113,25 +117,27 @@ class SparseProbingSuite(Suite):
 
         from bench.fast.probing import probe_all
 
-        started = time.monotonic()
         precision = {"device": ctx.device, "dtype": getattr(torch, ctx.dtype)}
-        by_hook: dict[str, list[Any]] = {}
+        by_hook: dict[str, list[SaeHandle]] = {}
         for handle in saes:
-            ready = handle, handle.sae.to(**precision)
-            by_hook.setdefault(handle.sae.cfg.metadata.hook_name, []).append(ready)
+            by_hook.setdefault(handle.sae.cfg.metadata.hook_name, []).append(handle)
         results: dict[str, Scored | Failed] = {}
         for hook, group in by_hook.items():
-            for one in probe_all(ctx, self.cfg, hook, group):
-                results[one.handle.label] = self._finished(ctx, one)
-        share = (time.monotonic() - started) / len(saes)
+            started = time.monotonic()
+            with counting([ctx.model(self.side)], [handle.sae for handle in group]) as total:
+                ready = [(handle, handle.sae.to(**precision)) for handle in group]
+                probed = probe_all(ctx, self.cfg, hook, ready, total)
+            owed = bills([one.part for one in probed], total, time.monotonic() - started)
+            for one, bill in zip(probed, owed):
+                results[one.handle.label] = self._finished(ctx, one, bill)
         for handle in saes:
-            result = results[handle.label]
-            yield result._replace(wall_s=share) if isinstance(result, Scored) else result
+            yield results[handle.label]
 
-    def _finished(self, ctx: EvalContext, one: "Probed") -> Scored | Failed:
-        if one.error is not None:
-            return Failed(one.handle.label, one.error)
-        return self._scored(ctx, one.handle, self._file(ctx, one))
+    def _finished(self, ctx: EvalContext, one: "Probed", bill: Bill) -> Scored | Failed:
+        if one.part.error is not None:
+            return Failed(one.handle.label, one.part.error)
+        scored = self._scored(ctx, one.handle, self._file(ctx, one))
+        return scored._replace(**bill._asdict())
 
     def _file(self, ctx: EvalContext, one: "Probed") -> dict[str, Any]:
         """What sae_bench would have written."""

@@ -11,11 +11,12 @@ the operations on an SAE's tensors are its own, in its order and on its shapes. 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.counters import Work
+from bench.fast.part import Part
 from bench.fast.resume import Clean, HookPoint
 from bench.moments import BatchMoments, Corrections, counted, divergence, sums
 from bench.suite import SaeHandle
@@ -71,6 +72,7 @@ class Evaluation:
     handle: SaeHandle
     sae: Any
     """In the precision of the language model."""
+    part: Part
     values: Values = field(default_factory=lambda: defaultdict(list))
     """sae_bench's per-token values, by its names."""
     ours: Corrections = field(default_factory=Corrections)
@@ -78,17 +80,6 @@ class Evaluation:
     """[d_sae] tokens on which each latent fired."""
     fired_in: "Tensor | float" = 0.0
     """[d_sae] contexts in which it fired."""
-    error: Exception | None = None
-    """What ended the evaluation of this SAE."""
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """An exception ends only this SAE."""
-        try:
-            yield
-        except Exception as error:
-            self.error = error
-            self.values.clear()
 
     def scalars(self, plan: Plan, shared: Values) -> dict[str, dict[str, Any]]:
         """sae_bench's metrics of this SAE, by group. ZeroDivisionError where sae_bench has it."""
@@ -115,38 +106,40 @@ class Result(NamedTuple):
     """What sae_bench would have returned for one SAE, and what we add."""
 
     handle: SaeHandle
-    error: Exception | None
+    part: Part
     scalars: dict[str, dict[str, Any]]
     features: dict[str, list[float]]
     ours: Corrections
 
 
 def evaluate(
-    point: HookPoint, plan: Plan, saes: Sequence[tuple[SaeHandle, Any]]
-) -> Iterator[Result]:
-    """One result per SAE (handle, SAE in the model's precision), in order; all at this hook."""
+    point: HookPoint, plan: Plan, saes: Sequence[tuple[SaeHandle, Any]], total: Work
+) -> list[Result]:
+    """One result per SAE (handle, SAE in the model's precision), in order; all at this hook.
+
+    `total` counts what the model and the SAEs do.
+    """
     import torch
 
     with torch.no_grad():
-        evaluations = [Evaluation(handle, sae) for handle, sae in saes]
+        evaluations = [Evaluation(handle, sae, Part(total)) for handle, sae in saes]
         shared: Values = defaultdict(list)
         _behaviour(point, plan, evaluations, shared)
         n_tokens = _reconstruction(point, plan, evaluations, shared)
-        for one in evaluations:
-            yield _result(one, plan, shared, n_tokens)
+        return [_result(one, plan, shared, n_tokens) for one in evaluations]
 
 
 def _result(one: Evaluation, plan: Plan, shared: Values, n_tokens: "Tensor") -> Result:
     scalars, features = {}, {}
-    if one.error is None:
-        with one.guarded():
+    if one.part.error is None:
+        with one.part:
             scalars = one.scalars(plan, shared)
             features = {
                 "feature_density": (one.fired / n_tokens).tolist(),  # type: ignore[union-attr]
                 "consistent_activation_heuristic": (one.fired / one.fired_in).tolist(),  # type: ignore[union-attr]
                 **weight_metrics(one.sae),
             }
-    return Result(one.handle, one.error, scalars, features, one.ours)
+    return Result(one.handle, one.part, scalars, features, one.ours)
 
 
 def _behaviour(point: HookPoint, plan: Plan, evaluations: list[Evaluation], shared: Values) -> None:
@@ -166,8 +159,8 @@ def _behaviour(point: HookPoint, plan: Plan, evaluations: list[Evaluation], shar
         shared["kl_div_with_ablation"].append(kl_ablated[mask])
         shared["ce_loss_without_sae"].append(ce_clean[mask[:, :-1]])
         shared["ce_loss_with_ablation"].append(ce_ablated[mask[:, :-1]])
-        for one in (e for e in evaluations if e.error is None):
-            with one.guarded():
+        for one in (e for e in evaluations if e.part.error is None):
+            with one.part:
                 logits = _with_sae(point, clean, one.sae, replaced, tokens)
                 kl, exact, ce = before.against(logits, tokens)
                 one.values["kl_div_with_sae"].append(kl[mask])
@@ -252,8 +245,8 @@ def _reconstruction(
         shared["l2_norm_in"].append(inputs.norm)
         shared["mean_sum_of_squares"].append(inputs.x.pow(2).sum(dim=-1).mean(dim=0))
         shared["mean_act_per_dimension"].append(inputs.x.pow(2).mean(dim=0))
-        for one in (e for e in evaluations if e.error is None):
-            with one.guarded():
+        for one in (e for e in evaluations if e.part.error is None):
+            with one.part:
                 f = one.sae.encode(x)  # [B, T, d_sae]
                 x_hat = one.sae.decode(f).to(x.device)
                 _add_errors(one, inputs, x_hat.flatten(0, 1)[inputs.rows])

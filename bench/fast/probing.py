@@ -9,12 +9,13 @@ so that they do not depend on its place in the list. What differs:
 - the probe on all latents is not tried on its training texts, which changes nothing.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench.context import EvalContext
+from bench.counters import Work
+from bench.fast.part import Part
 from bench.fast.probe_data import (
     Activations,
     Settings,
@@ -42,26 +43,17 @@ class Probed:
     handle: SaeHandle
     sae: Any
     """In the precision of the language model."""
+    part: Part
     generator: "Generator"
     by_dataset: dict[str, Accuracies] = field(default_factory=dict)
-    error: Exception | None = None
-    """What ended the evaluation of this SAE."""
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """An exception ends only this SAE."""
-        try:
-            yield
-        except Exception as error:
-            self.error = error
 
 
 def probe_all(
-    ctx: EvalContext, cfg: Any, hook: str, saes: Sequence[tuple[SaeHandle, Any]]
+    ctx: EvalContext, cfg: Any, hook: str, saes: Sequence[tuple[SaeHandle, Any]], total: Work
 ) -> list[Probed]:
     """Every SAE (handle, SAE in the model's precision) of one hook on every data set.
 
-    `cfg` is sparse_probing's Config.
+    `cfg` is sparse_probing's Config; `total` counts what the model, SAEs and probes do.
     """
     import torch
 
@@ -72,12 +64,15 @@ def probe_all(
         cfg.llm_batch_size,
         ctx.seed,
     )
-    probed = [Probed(h, sae, torch.Generator().manual_seed(ctx.seed)) for h, sae in saes]
+    probed = [
+        Probed(handle, sae, Part(total), torch.Generator().manual_seed(ctx.seed))
+        for handle, sae in saes
+    ]
     for name in cfg.dataset_names:
         acts = activations(ctx, hook, name, settings)
         llm = model_accuracies(ctx, hook, name, settings, cfg.k_values, acts)
-        for one in (p for p in probed if p.error is None):
-            with one.guarded():
+        for one in (p for p in probed if p.part.error is None):
+            with one.part:
                 one.by_dataset[name] = _accuracies(cfg, one, acts, llm)
     return probed
 
