@@ -1,4 +1,4 @@
-"""Other libraries' objectives as variants of ours, so that all sides of a race do the same maths."""
+"""Other libraries' objectives as variants of ours, so that all sides race with the same maths."""
 
 from dataclasses import dataclass
 
