@@ -19,7 +19,7 @@ COPIES = 4
 TEMPORARIES = 6
 """[batch_size, d_sae] matrices that live at once in one SAE's step: its feature acts before and
 behind the activation function, what autograd keeps of them, and their gradients."""
-LM_TEMPORARIES = 4
+LM_TEMPORARIES = 6
 """Matrices of attention scores, and of MLP acts, that live at once in the language model."""
 BASE_BYTES = 10**9
 """Python, torch and what else is loaded."""

@@ -1,5 +1,8 @@
 """The configs of real models, and true shapes with random weights, as no weights are at hand."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,21 @@ def test_unlearning_is_left_out_only_where_there_is_no_instruct_model(named):
 def test_each_config_says_for_which_card_it_is(named):
     name, _ = named
     assert f"{CARDS[name]} GB" in (ROOT / "configs" / f"{name}.yaml").read_text()[:400]
+
+
+@pytest.mark.slow
+def test_true_shapes_of_gemma_take_the_memory_that_was_estimated():
+    """Two layers with random weights, and one step of each variant at 2304 -> 16384."""
+    free = memory.available("cpu")
+    if free is not None and free < 10 * GB:
+        pytest.skip(f"{free / GB:.0f} GB of memory free, needs 10")
+    variants = ["relu", "topk", "batch_topk", "jumprelu", "gated", "matryoshka", "vanilla"]
+    script = [sys.executable, str(ROOT / "tests" / "true_shapes.py"), "2", *variants]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["loaded"] < found["loading_estimate"]
+    need = sum(found["estimate"].values())
+    for name, one in found["variants"].items():
+        assert (one["stop_reason"], one["n_steps"]) == (None, 1), name
+        assert one["peak"] < need < 2 * one["peak"], f"{name}: {one['peak']} of {need} estimated"
