@@ -30,6 +30,9 @@ class Work:
     probe_steps: int = 0
     """Steps of an optimiser of torch."""
 
+    def __add__(self, other: "Work") -> "Work":
+        return Work(**{name: n + getattr(other, name) for name, n in asdict(self).items()})
+
     def recorded(self, shared: "Work | None" = None) -> dict[str, int]:
         """By name, followed by the work that this SAE shared with others."""
         own = asdict(self)

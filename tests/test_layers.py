@@ -20,6 +20,8 @@ MAY_IMPORT = {
         "bench.moments",
         "bench.counters",
         "bench.fast",
+        "bench.absorption",
+        "bench.unlearning",
     },
     "report": {"report", "bench.result", "bench.validity", "bench.errors", "bench.files"},
 }

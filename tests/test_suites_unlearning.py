@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bench.datasets import LocalHub
-from suites import unlearning
+from bench.unlearning import grid
+from bench.unlearning.reference import left_behind
 from suites.unlearning import UnlearningSuite
 from tests import tiny
 
@@ -129,6 +130,7 @@ def test_an_sae_that_never_fires_gets_no_score(ctx):
 
 
 HAZARD_IDS, SIDE_IDS = list(range(10)), list(range(100))
+SEED = 7
 
 
 @pytest.fixture
@@ -138,15 +140,10 @@ def results(tmp_path):
 
     assert EVAL_TYPE_ID_UNLEARNING == "unlearning"
     data = tmp_path / "data"
-    for split, hazard, side in (
-        ("all", HAZARD_IDS, SIDE_IDS),
-        ("train", HAZARD_IDS[:5], SIDE_IDS[:50]),
-        ("test", HAZARD_IDS[5:], SIDE_IDS[50:]),
-    ):
-        folder = data / "question_ids" / split
-        folder.mkdir(parents=True)
-        np.savetxt(folder / "wmdp-bio_correct.csv", hazard, fmt="%d")
-        np.savetxt(folder / "mmlu-human-aging_correct.csv", side, fmt="%d")
+    folder = data / "question_ids/all"
+    folder.mkdir(parents=True)
+    np.savetxt(folder / "wmdp-bio_correct.csv", HAZARD_IDS, fmt="%d")
+    np.savetxt(folder / "mmlu-human-aging_correct.csv", SIDE_IDS, fmt="%d")
 
     def write(*settings):
         folder = tmp_path / "metrics"
@@ -178,8 +175,9 @@ def scored_and_reference(folder, data):
         "eval_result_metrics": {"unlearning": {"unlearning_score": score}},
         "eval_config": {"model_name": "gemma-2-2b-it"},
     }
-    settings = unlearning._settings(folder, data)
-    return unlearning._scored("a", raw, settings, data, "nano-it"), score
+    settings = left_behind(folder, data)
+    assert grid.saebench_score(settings) == score
+    return grid.scored("a", raw, settings, SEED, "nano-it"), score
 
 
 def test_our_choice_of_setting_is_sae_benchs(results):
@@ -204,23 +202,37 @@ def test_our_choice_of_setting_is_sae_benchs(results):
     json.dumps(scored.saebench, allow_nan=False)
 
 
-def test_the_held_out_score_is_chosen_on_train_and_measured_on_test(results):
+def test_the_held_out_score_is_chosen_on_one_half_and_measured_on_the_other(results):
+    train, test = grid.halves({"wmdp-bio": HAZARD_IDS, "human_aging": SIDE_IDS}, SEED)
+    first = {i for i in HAZARD_IDS if train("wmdp-bio", i)}
+    second = {i for i in HAZARD_IDS if test("wmdp-bio", i)}
+    assert len(first) == len(second) == 5
+    assert not first & second
     everything = set(SIDE_IDS)
     scored, score = scored_and_reference(
         *results(
-            ({5, 6, 7, 8, 9}, everything),  # best on train: loses all 5 there, none on test
-            ({0, 1, 2, 3}, everything),  # loses 1 on train, all 5 on test: best together
+            (second, everything),  # best on the first half: loses all 5 there, none on the second
+            (first - {min(first)}, everything),  # loses 1 on the first, all 5 on the second
         )
     )
     assert score == pytest.approx(0.6)
     assert scored.metrics["unlearning_score"] == 0
     held_out = [u for u in scored.units if u.metric == "unlearning_score"]
-    assert {u.unit for u in held_out} == {f"wmdp-bio/{i}" for i in HAZARD_IDS[5:]}
+    assert {u.unit for u in held_out} == {f"wmdp-bio/{i}" for i in second}
     assert {u.value for u in held_out} == {0.0}
 
 
+def test_another_seed_gives_other_halves_and_the_other_sets_do_not_matter():
+    def first(ids, seed):
+        return [i for i in HAZARD_IDS if grid.halves(ids, seed)[0]("wmdp-bio", i)]
+
+    alone, both = {"wmdp-bio": HAZARD_IDS}, {"human_aging": SIDE_IDS, "wmdp-bio": HAZARD_IDS}
+    assert first(alone, SEED) == first(both, SEED) != first(alone, SEED + 1)
+
+
 def test_without_a_setting_that_passes_nothing_was_unlearned(results):
-    scored, score = scored_and_reference(*results((set(), set(SIDE_IDS) - {0, 1, 60, 61})))
+    # two wrong in each half of the side questions at least
+    scored, score = scored_and_reference(*results((set(), set(SIDE_IDS[:90]))))
     assert score == scored.metrics["saebench060_unlearning_score"] == 0
     assert scored.metrics["side_accuracy"] is None
     assert scored.reasons["side_accuracy"] == "no setting kept a side accuracy of 0.99"

@@ -1,0 +1,106 @@
+"""The questions, as sae_bench words them, and the instruct model ready to be asked them."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench.context import EvalContext, patched, sae_bench_on
+from bench.unlearning.config import PROMPT_NAME
+from bench.unlearning.grid import HAZARD, Ids
+from bench.word_deletion import without_words
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+CORPUS = "bio-forget-corpus"
+CORPUS_FILE = Path("sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl")
+"""Where sae_bench opens the forget corpus, below the working directory."""
+MIN_QUESTIONS = 2
+"""Per set: one to choose a setting on, one to measure it on."""
+
+
+class Question(NamedTuple):
+    """One multiple-choice question."""
+
+    text: str
+    choices: list[str]
+    answer: int
+    """Index of the right choice."""
+
+    def prompt(self, dataset: str, order: Sequence[int] = (0, 1, 2, 3)) -> str:
+        """sae_bench's prompt with the choices in this order."""
+        from sae_bench.evals.unlearning.utils import metrics
+
+        subject = dataset.replace("_", " ")
+        hazard, benign = metrics.PRE_WMDP_BIO, metrics.PRE_QUESTION_FORMAT
+        return metrics.convert_wmdp_data_to_prompt(
+            self.text,
+            self.choices,
+            prompt_format="GEMMA_INST_FORMAT",
+            permute_choices=order,
+            pre_question=hazard if dataset == HAZARD else benign.format(subject=subject),
+        )
+
+    def without(self, words: frozenset[str]) -> "Question":
+        """The question with these words left out of its text and choices."""
+        kept = [without_words(choice, words) for choice in self.choices]
+        return Question(without_words(self.text, words), kept, self.answer)
+
+
+def questions(ctx: EvalContext, dataset: str) -> list[Question]:
+    """Every question of a set; a question's id is its place."""
+    path = "cais/wmdp" if dataset == HAZARD else "cais/mmlu"
+    rows = ctx.hub.load_dataset(path, dataset, split="test")
+    return [Question(row["question"], row["choices"], row["answer"]) for row in rows]
+
+
+def chat_texts(ctx: EvalContext, datasets: Sequence[str]) -> list[str]:
+    """Every question in the model's own chat format."""
+    tokenizer: Any = ctx.model("instruct").tokenizer
+    texts = []
+    for name in datasets:
+        for question in questions(ctx, name):
+            turn = {"role": "user", "content": "\n".join([question.text, *question.choices])}
+            texts.append(tokenizer.apply_chat_template([turn], tokenize=False))
+    return texts
+
+
+@contextmanager
+def asked(ctx: EvalContext) -> Iterator["HookedTransformer"]:
+    """The instruct model as sae_bench wants it: under a name it knows, beside its forget corpus.
+
+    sae_bench picks the prompt by `cfg.model_name` and refuses names without "it" in them. The
+    prompt it picks is Gemma's, and it is only used on a model whose chat template writes the same.
+    """
+    with sae_bench_on(ctx, "instruct") as model:
+        _check_prompt(model, ctx.model_spec("instruct").name)
+        CORPUS_FILE.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ctx.hub.file(CORPUS, "train"), CORPUS_FILE)
+        with patched(model.cfg, "model_name", PROMPT_NAME):
+            yield model
+
+
+def check_enough(ids: Ids) -> None:
+    """Raise RuntimeError before the long part: sae_bench would fail on an empty batch after it."""
+    counts: Mapping[str, int] = {name: len(found) for name, found in ids.items()}
+    few = [f"{name} has {n}" for name, n in counts.items() if n < MIN_QUESTIONS]
+    if few:
+        raise RuntimeError(
+            "too few questions are right under all 24 orders: "
+            f"{', '.join(few)}, at least {MIN_QUESTIONS} are needed"
+        )
+
+
+def _check_prompt(model: "HookedTransformer", name: str) -> None:
+    from sae_bench.evals.unlearning.utils.var import GEMMA_INST_FORMAT
+
+    tokenizer: Any = model.tokenizer
+    turn = [{"role": "user", "content": "Q"}]
+    ours = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    theirs = GEMMA_INST_FORMAT.format(prompt="Q")
+    if ours != theirs:
+        raise RuntimeError(
+            f"model {name!r}: sae_bench asks questions as {theirs!r}, its chat template is {ours!r}"
+        )
