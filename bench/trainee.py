@@ -136,7 +136,8 @@ class Trainee:
             terms = variant.losses(batch, at)
         loss = torch.stack(list(terms.values())).sum()
         if is_report(i + 1, self._n_steps):
-            weights = {n: p for n, p in variant.named_parameters() if n in WEIGHTS}
+            parameters = dict(variant.named_parameters())
+            weights = {n: parameters[n] for n in WEIGHTS if n in parameters}
             self._ratios = gradient_ratios(terms, weights)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -218,6 +218,10 @@ def child(folder: Path, pause_s: float) -> None:
     os._exit(0)
 
 
+def newest(folder: Path) -> int:
+    return max((int(p.stem) for p in folder.glob("*/*.json") if p.stem.isdigit()), default=0)
+
+
 def killed_until_done(folder: Path, seed: int, n_kills: int) -> tuple[int, set[int]]:
     """SIGKILL real processes at random moments, then let one finish: kills, steps gone on from."""
     chance, fork = random.Random(seed), multiprocessing.get_context("fork")
@@ -229,13 +233,17 @@ def killed_until_done(folder: Path, seed: int, n_kills: int) -> tuple[int, set[i
             process.join()
             assert process.exitcode == 0
             return n_killed, steps
-        process.join(chance.uniform(0.02, 0.4))
+        # a moment after its first checkpoint, however slow the machine is
+        before = newest(folder)
+        while process.is_alive() and newest(folder) == before:
+            time.sleep(0.002)
+        process.join(chance.uniform(0.0, 0.1))
         if process.is_alive() and process.pid:
             os.kill(process.pid, signal.SIGKILL)
             n_killed += 1
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
-        steps |= {int(p.stem) for p in folder.glob("*/*.json")}
+        steps.add(newest(folder))
         if process.exitcode == 0:  # done before it was killed: from the beginning again
             shutil.rmtree(folder)
 
