@@ -90,12 +90,17 @@ def line_up(race: Race, size: Size, n_saes: int, *, rivals: tuple[str, ...] | No
     return Field(race, size, (Ours(make, start, batches, n_saes, n_dead), *chosen), make())
 
 
-def largest_difference(field: Field, n_steps: int) -> float:
-    """Of the loss after each step, between ours and any rival, relative."""
+def difference(field: Field, n_steps: int) -> float:
+    """Of the loss after each step, relative, the largest among rivals; the largest over steps.
+
+    For a top-k the median over steps: where two pre-activations are equal but for rounding, sides
+    keep different ones of them, and the loss of that step differs by more.
+    """
     x = next(batches_of(field.size.batch, field.size.d_in))
     curves = torch.stack([_curve(side, field.reference, x, n_steps) for side in field.sides])
     assert (curves[:, -1] < curves[:, 0]).all(), "nothing was learnt"
-    return ((curves - curves[0]).abs() / curves[0]).max().item()
+    by_step = ((curves - curves[0]).abs() / curves[0]).amax(0)
+    return (by_step.median() if field.race.n_products == 1 else by_step.max()).item()
 
 
 @torch.no_grad()

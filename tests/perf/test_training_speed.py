@@ -10,7 +10,7 @@ from statistics import median
 
 import pytest
 import torch
-from races import RACES, SAME, THEIRS, Race, Size, largest_difference, line_up
+from races import RACES, SAME, THEIRS, Race, Size, difference, line_up
 from timing import interleaved, products
 
 from bench.allocator import keep_freed_memory
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.perf
 N_ROUNDS = int(os.environ.get("PERF_ROUNDS", "6"))
 MAIN = Size("256 x 2048, batch 4096", d_in=256, d_sae=2048, batch=4096, k=32)
 NANO = Size("nano, 96 x 768, batch 256", d_in=96, d_sae=768, batch=256, k=16)
-GATE_STEPS = 50
+GATE_STEPS = 20
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,7 +42,7 @@ def test_step(race: Race, size: Size, n_saes: int, benchmark, scoreboard):
     if not rivals:
         pytest.skip("needs dictionary_learning: pip install 'sae-verdict[reference]'")
     gate = line_up(race, size._replace(batch=256), 1, rivals=rivals)
-    assert largest_difference(gate, GATE_STEPS) < SAME
+    assert difference(gate, GATE_STEPS) < SAME
 
     field = line_up(race, size, n_saes, rivals=rivals)
     n_steps = 1 if size is MAIN else 20
