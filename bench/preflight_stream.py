@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
-from bench import memory
+from bench import memory, registry
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.models import ModelSpec
 from bench.pilot import FACTORS
-from bench.roster import TrainedEntry, roster
 from bench.shapes import Shape, shape_of
 from bench.texts import is_file, text_size
 
@@ -60,7 +59,7 @@ def _model(config: RunConfig, spec: ModelSpec, shape: Shape) -> Iterator[str]:
 
 def _memory(config: RunConfig, spec: ModelSpec, shape: Shape) -> Iterator[str]:
     try:
-        n_saes = at_once(config, spec)
+        n_saes = at_once(config)
     except UserError:  # told by the check of the plugins
         return
     try:
@@ -76,11 +75,14 @@ def _memory(config: RunConfig, spec: ModelSpec, shape: Shape) -> Iterator[str]:
         )
 
 
-def at_once(config: RunConfig, spec: ModelSpec) -> int:
+def at_once(config: RunConfig) -> int:
     """The most SAEs that train together: those of the run, or its pilots before.
 
-    Raises UserError for settings that a variant refuses.
+    Raises UserError for a variant that cannot be loaded.
     """
-    trained = [e for e in roster(config, spec, "") if isinstance(e, TrainedEntry)]
-    searches = {entry.pilot for entry in trained if entry.pilot is not None}
-    return max(len(trained), len(searches) * len(FACTORS))
+    searches = set()
+    for what in config.variants:
+        knob = registry.load("variants", what.name, what.config).knob
+        if what.target_l0 is not None and knob is not None and not knob.native:
+            searches.add((what.name, repr(sorted(what.config.items()))))
+    return max(len(config.variants) * len(config.seeds), len(searches) * len(FACTORS))

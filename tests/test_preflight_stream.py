@@ -81,11 +81,11 @@ def test_memory_that_cannot_be_told_is_no_reason_to_refuse(monkeypatch):
 def test_the_most_saes_at_once_are_those_of_the_run_or_its_pilots():
     topk = [VariantConfig("topk", {"k": k}) for k in (1, 2, 3)]
     relu = [VariantConfig("relu", target_l0=float(t)) for t in (4, 8)]
-    assert at_once(config(variants=tuple(topk)), pair()[0]) == 3
-    assert at_once(config(variants=tuple(topk), seeds=(0, 1, 2)), pair()[0]) == 9
+    assert at_once(config(variants=tuple(topk))) == 3
+    assert at_once(config(variants=tuple(topk), seeds=(0, 1, 2))) == 9
     # one search serves both targets
-    assert at_once(config(variants=tuple(relu)), pair()[0]) == 4
-    assert at_once(config(variants=(*topk, *relu)), pair()[0]) == 5
+    assert at_once(config(variants=tuple(relu))) == 4
+    assert at_once(config(variants=(*topk, *relu))) == 5
 
 
 def test_the_checks_are_part_of_preflight(tmp_path: Path, monkeypatch):

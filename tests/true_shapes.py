@@ -60,6 +60,7 @@ def main(n_layers: int, names: list[str]) -> None:
     for name in names:
         _forget()
         found["variants"][name] = _train(name, config.train, stream)
+        sys.stderr.write(f"{name}: {found['variants'][name]}\n")  # a long run shows where it is
     sys.stdout.write(json.dumps(found))
 
 
