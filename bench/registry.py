@@ -85,8 +85,10 @@ def problems(kind: Kind) -> dict[str, str]:
 def describe(kind: Kind, name: str, config: Mapping[str, Any] | None = None) -> Plugin:
     """One plugin as its source describes it. Raises UserError for a wrong name or a broken file.
 
-    A variant that needs a base is described on the one that `config` names, or its default.
+    A variant that needs a base is described on the one that `config` names, or its default. Of
+    `NAME:CHOICE` only its class knows the settings.
     """
+    _, _, choice = name.partition(":")
     path = _one(kind, name).path
     tree = parse(path)
     found = source.subclasses(tree, BASES[kind][1])
@@ -98,8 +100,8 @@ def describe(kind: Kind, name: str, config: Mapping[str, Any] | None = None) -> 
         kind=kind,
         path=path,
         summary=doc.strip().partition("\n")[0],
-        fields=source.settings(tree, found[0]),
-        attributes=source.attributes(found[0]),
+        fields=None if choice else source.settings(tree, found[0]),
+        attributes={} if choice else source.attributes(found[0]),
     )
     return _described_on_base(plugin, config or {})
 
@@ -107,7 +109,8 @@ def describe(kind: Kind, name: str, config: Mapping[str, Any] | None = None) -> 
 def load(kind: Kind, name: str, config: Mapping[str, Any] | None = None) -> Any:
     """The one Variant or Suite class that the plugin's file defines.
 
-    A variant that needs a base is put on the one that `config` names, or its default.
+    A variant that needs a base is put on the one that `config` names, or its default. Of
+    `NAME:CHOICE` it is what the class in NAME makes of CHOICE.
     """
     found = _one(kind, name)
     base = getattr(importlib.import_module(BASES[kind][0]), BASES[kind][1])
@@ -120,6 +123,12 @@ def load(kind: Kind, name: str, config: Mapping[str, Any] | None = None) -> Any:
     if len(classes) != 1:
         raise UserError(_not_one(found.path, kind, [c.__name__ for c in classes]))
     plugin = describe(kind, name, config)
+    _, _, choice = name.partition(":")
+    if choice:
+        try:
+            return classes[0].of(choice)
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"{kind.removesuffix('s')} {name!r}: {error}") from error
     if not plugin.base:
         return classes[0]
     try:
@@ -183,7 +192,7 @@ def _described(kind: Kind) -> dict[str, Plugin | UserError]:
 
 def _one(kind: Kind, name: str) -> Found:
     """Where the plugin of that name is. Raises UserError if that is nowhere or in two places."""
-    found = _found(kind)
+    found, name = _found(kind), name.partition(":")[0]
     if name not in found:
         raise unknown(kind.removesuffix("s"), name, found)
     first, *others = found[name]

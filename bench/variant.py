@@ -154,6 +154,14 @@ class Variant(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     @classmethod
+    def of(cls, choice: str) -> "type[Variant]":
+        """What `NAME:CHOICE` means, for a file that stands for several variants.
+
+        Raises ValueError for a choice that it does not have, and by default for any.
+        """
+        raise ValueError("takes no choice behind a colon")
+
+    @classmethod
     def on_base(cls, base: "type[Variant]") -> "type[Variant]":
         """This term on top of `base`: `super()` in the methods of the term is the base.
 
