@@ -12,6 +12,7 @@ import click
 from bench import __version__, registry
 from bench.catalogue import Listed, lines, rows
 from bench.errors import UserError
+from bench.suite import Engine
 
 if TYPE_CHECKING:
     from bench.progress import Progress
@@ -55,6 +56,11 @@ def main() -> None:
 @click.option("--variants", type=Names(), default="", help="Only these variants of the config.")
 @click.option("--suites", type=Names(), default="", help="Only these suites.")
 @click.option("--plugin", "plugins", type=FILE, multiple=True, help="A variant or suite to add.")
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(Engine)),
+    help="`reference`: sae_bench's own functions, `fast`: ours.  [default: the config's]",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and stop.")
 def run(
     config: Path | None,
@@ -62,6 +68,7 @@ def run(
     variants: tuple[str, ...],
     suites: tuple[str, ...],
     plugins: tuple[Path, ...],
+    engine: Engine | None,
     dry_run: bool,
 ) -> None:
     """Train every SAE of CONFIG, score it with every suite, and write the leaderboard.
@@ -76,7 +83,7 @@ def run(
     from bench.run import run as run_config
 
     chosen = load_config(config or default_config())
-    chosen = apply(chosen, variants=variants, suites=suites, plugins=plugins)
+    chosen = apply(chosen, variants=variants, suites=suites, plugins=plugins, engine=engine)
     folder = out or Path("results") / chosen.name
     click.echo("\n".join([*outline(chosen), f"out       {folder}"]))
     if dry_run:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench import registry
 from bench.config import RunConfig, VariantConfig
+from bench.suite import Engine
 from bench.validate import validate
 
 
@@ -15,11 +16,12 @@ def apply(
     variants: Iterable[str] = (),
     suites: Iterable[str] = (),
     plugins: Iterable[Path] = (),
+    engine: Engine | None = None,
 ) -> RunConfig:
     """The config with only the named variants and suites (none named: all) and with the plugins.
 
-    A variant or suite that the config does not set up runs with its own defaults. Raises UserError
-    for an unknown name or a broken plugin.
+    A variant or suite that the config does not set up runs with its own defaults; `engine` replaces
+    the config's, if given. Raises UserError for an unknown name or a broken plugin.
     """
     added = [registry.add_file(path) for path in plugins]
     wanted = _wanted(variants, [v.name for v in config.variants], added, "variants")
@@ -29,6 +31,7 @@ def apply(
         config,
         variants=tuple(chosen),
         suites={name: config.suites.get(name, {}) for name in scored},
+        engine=engine or config.engine,
     )
     validate(changed)
     return changed

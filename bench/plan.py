@@ -11,6 +11,7 @@ from bench.executor import SuiteJob
 from bench.keys import CellContent, source_key, versions
 from bench.ledger import PlannedCell
 from bench.models import ModelSpec, on_side, weights_key
+from bench.suite import Engine, Suite
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -48,11 +49,17 @@ def suite_jobs(
                 data_revision=data_revision,
                 device=config.device,
                 dtype=config.dtype,
-                engine=config.engine,
+                engine=engine_of(config, suite),
                 cache_gb=config.eval_cache_gb,
             )
             jobs.append(job)
     return jobs
+
+
+def engine_of(config: RunConfig, suite: str) -> Engine:
+    """The engine that a suite will use: the config's, or its first where it has no such one."""
+    has = registry.describe("suites", suite).attributes.get("engines", Suite.engines)
+    return config.engine if config.engine in has else has[0]
 
 
 def _content(config: RunConfig, spec: ModelSpec, data_revision: str, suite: str) -> CellContent:
@@ -67,7 +74,7 @@ def _content(config: RunConfig, spec: ModelSpec, data_revision: str, suite: str)
         model=weights_key(on_side(spec, plugin.attributes["side"])),
         versions=versions(),
         eval_seed=config.eval_seed,
-        engine=config.engine,
+        engine=engine_of(config, suite),
         device=config.device,
         dtype=config.dtype,
     )

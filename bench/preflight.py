@@ -4,12 +4,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import compat, registry, training_log
+from bench import compat, precision, registry, training_log
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.models import ModelSpec, check_pair, on_side, resolve
 from bench.strict import build
 
+CACHE = ".cache"
+"""Folder beside the run folders for what runs share."""
 MIN_FREE_BYTES = 2 * 1024**3
 """sae_bench's activation caches alone take up to 250 MB per suite on the smallest model."""
 
@@ -24,10 +26,11 @@ def check(config: RunConfig, out: Path) -> None:
         *_models(config),
         *_plugins(config),
         *_device(config.device),
+        *filter(None, [precision.problem(config.device, config.dtype)]),
         *preflight_stream.problems(config, resolve(config.model)),
         *_loggers(config),
     ]
-    if problems:
+    if problems := problems or [*_rehearsals(config, out.resolve().parent / CACHE)]:
         raise UserError("; ".join(problems))
 
 
@@ -74,6 +77,17 @@ def _plugins(config: RunConfig) -> Iterator[str]:
             yield str(error)
         except ValueError as error:  # what a Config says of a value that it does not accept
             yield f"suites.{name}: {error}"
+
+
+def _rehearsals(config: RunConfig, cache: Path) -> Iterator[str]:
+    """A quick check of each variant, with the settings that the run gives it."""
+    from bench.check.kit import preflight_problems
+
+    done = []
+    for variant in config.variants:
+        if (variant.name, variant.config) not in done:
+            done.append((variant.name, variant.config))
+            yield from preflight_problems(variant.name, variant.config, cache)
 
 
 def _is_there(spec: ModelSpec) -> bool:

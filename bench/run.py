@@ -67,6 +67,7 @@ def outline(config: RunConfig) -> list[str]:
         f"controls  {', '.join(_named(c.name, {}, c.target_l0) for c in config.controls) or '-'}",
         f"seeds     {', '.join(map(str, config.seeds))}",
         f"suites    {', '.join(config.suites)}",
+        f"engine    {config.engine}",
         f"cells     {n_scored * len(config.suites)}",
     ]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import compat, registry
+from bench.allocator import keep_freed_memory
 from bench.errors import UserError
 from bench.executor import SCRATCH, SuiteJob, failed
 from bench.files import write_atomic
@@ -162,6 +163,7 @@ def _context(job: SuiteJob) -> "EvalContext":
     from bench.models import resolve
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     spec = resolve(job.model)
     hub = hub_for(spec, job.cache_dir)
     return EvalContext(

@@ -132,6 +132,9 @@ def _legend(summary: Summary) -> list[str]:
         lines.append("a±b: mean and standard deviation over the seeds of a row")
     if any(row.role == "control" for row in summary.rows):
         lines.append("controls are shown for reference and never ranked")
+    if summary.engines:
+        named = [f"{engine} ({', '.join(suites)})" for engine, suites in summary.engines]
+        lines.append(f"engine: {'; '.join(named)}")
     return lines
 
 

@@ -84,6 +84,8 @@ class Summary:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     invalid: tuple[Invalid, ...]
+    engines: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What computed the results, and the suites that it did so for."""
 
     @property
     def settings(self) -> list[Setting]:
@@ -136,7 +138,15 @@ def summarise(runs: Sequence[RunResult]) -> Summary:
         columns=columns,
         rows=tuple(sorted(rows, key=_order)),
         invalid=tuple(_invalid(sae) for sae in invalid),
+        engines=_engines(cell for run in runs for cell in run.cells),
     )
+
+
+def _engines(cells: Iterable[Cell]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    suites: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        suites.setdefault(cell.engine, {})[cell.suite] = None
+    return tuple((engine, tuple(found)) for engine, found in suites.items())
 
 
 def _saes(run: RunResult) -> list[_Sae]:
