@@ -39,6 +39,7 @@ def problems(plugins, monkeypatch, tmp_path):
     specs["gone"] = replace(specs["nano"], name="gone", source=str(tmp_path / "none"))
     monkeypatch.setattr(models, "MODELS", specs)
     monkeypatch.setattr(preflight, "check_pair", lambda *args: None)
+    monkeypatch.setattr(preflight, "_rehearsals", lambda *args: [])  # of a variant that is none
 
     def complain(**changes) -> str:
         out = changes.pop("out", tmp_path / "run")

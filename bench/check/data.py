@@ -14,7 +14,7 @@ from bench import ops
 from bench.config import TrainConfig
 from bench.variant import Batch
 
-D_IN, D_SAE = 32, 64
+D_IN, D_SAE = 64, 128
 L0 = 4
 """Directions that a token is the sum of, on average."""
 CONTEXT = 17

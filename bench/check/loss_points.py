@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from bench import source
 from bench.check import data, names
 from bench.check.data import BATCH, D_IN, D_SAE
 from bench.check.largest import Largest, largest_temporary
-from bench.check.rehearsal import Rehearsal, step
+from bench.check.rehearsal import Rehearsal, same, step
 from bench.check.report import Point, Problem
 from bench.check.source_points import field_names
 from bench.variant import Batch, Knob, Step, Variant
@@ -61,29 +62,29 @@ def knob_refuses(r: Rehearsal) -> Iterator[Problem]:
 def builds_from_its_seed(r: Rehearsal) -> Iterator[Problem]:
     """Equal seeds give equal weights, others others; nothing starts at zero or not finite."""
     torch.default_generator.manual_seed(1)
-    first = r.make().state_dict()
+    variant = r.make()
+    first = variant.state_dict()
     torch.default_generator.manual_seed(2)
     second, other = r.make().state_dict(), r.make(seed=1).state_dict()
     for name, value in first.items():
-        if not isinstance(value, Tensor):
-            continue
-        if not torch.equal(value, second[name]):
+        if not same(value, second[name]):
             yield Problem(
                 f"{name} differs between two builds from one seed",
                 "draw every random number from the `generator` that __init__ gets",
             )
-        if value.is_floating_point() and not value.isfinite().all():
+    for name, parameter in variant.named_parameters():
+        if not parameter.isfinite().all():
             yield Problem(f"{name} is not finite before the first step")
     for name in ("W_enc", "W_dec"):
         if name in first and not first[name].any():
             yield Problem(f"{name} is zero, so no gradient ever reaches it")
-    if all(torch.equal(v, other[n]) for n, v in first.items() if isinstance(v, Tensor)):
+    if all(same(value, other[name]) for name, value in first.items()):
         yield Problem(
             "the seed changes no weight, so all seeds train the same SAE",
             "draw the weights from the `generator` that __init__ gets",
         )
     for name, axis in r.cls.latent_axis.items():
-        shape = r.make().get_parameter(name).shape
+        shape = variant.get_parameter(name).shape
         if axis >= len(shape) or shape[axis] != D_SAE:
             yield Problem(
                 f"latent_axis[{name!r}]={axis}: {name} has shape {list(shape)}, d_sae is {D_SAE}",
@@ -96,7 +97,8 @@ def attributes_exist(r: Rehearsal) -> Iterator[Problem]:
     variant = r.make()
     known = names.assigned_attributes(r.tree)
     fields = field_names(type(variant.cfg))
-    methods = names.methods(r.tree, r.cls.__name__)
+    (plugin,) = source.subclasses(r.tree, Variant.__name__)
+    methods = names.methods(plugin)
     for found in names.used_attributes(methods, "self"):
         if not (found.text in known or hasattr(variant, found.text)):
             yield Problem(f"{r.plugin.path}:{found.line}: self.{found.text} does not exist")
@@ -189,8 +191,8 @@ def memory_is_linear_in_tokens(r: Rehearsal) -> Iterator[Problem]:
 
 
 def memory_is_linear_in_latents(r: Rehearsal) -> Iterator[Problem]:
-    variant = r.started(d_sae=D_SAE_LARGE, d_in=16)
-    batch, at = r.batch(32, d_in=16), step(D_SAE_LARGE, n_dead=D_SAE_LARGE // 4)
+    variant = r.started(d_sae=D_SAE_LARGE)
+    batch, at = r.batch(32), step(D_SAE_LARGE, n_dead=D_SAE_LARGE // 4)
     found = _largest(r, variant, batch, at)
     if found.numel >= D_SAE_LARGE**2:
         where = f"{r.plugin.path}:{found.line}: " if found.line else ""

@@ -36,7 +36,7 @@ def missing(text: str) -> list[Missing]:
 def swallowed(tree: ast.AST) -> list[Missing]:
     """Handlers that catch everything, bugs included, and raise nothing."""
     return [
-        Missing(node.lineno, f"`except {ast.unparse(node.type) if node.type else ''}`".rstrip())
+        Missing(node.lineno, f"`except {ast.unparse(node.type)}`" if node.type else "`except:`")
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler)
         and _catches_all(node)
@@ -44,10 +44,9 @@ def swallowed(tree: ast.AST) -> list[Missing]:
     ]
 
 
-def methods(tree: ast.Module, name: str) -> list[ast.FunctionDef]:
-    """The methods of a class of the module, not those of classes within it."""
-    classes = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    return [n for c in classes for n in c.body if isinstance(n, ast.FunctionDef)]
+def methods(plugin: ast.ClassDef) -> list[ast.FunctionDef]:
+    """The methods of a class, not those of classes within it."""
+    return [n for n in plugin.body if isinstance(n, ast.FunctionDef)]
 
 
 def used_attributes(functions: Iterable[ast.AST], owner: str) -> Iterator[Missing]:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +52,7 @@ class Saved(NamedTuple):
     folder: Path
     sae: Any
     """As reloaded by sae_lens."""
-    info: SaeInfo
-    n_dead: int
+    l0: float
 
 
 class Rehearsal:
@@ -68,7 +67,7 @@ class Rehearsal:
 
     @cached_property
     def cls(self) -> type[Variant]:
-        return registry.load("variants", self.plugin.name)
+        return registry.load("variants", self.plugin.name, self._settings)
 
     @property
     def knob(self) -> Knob | None:
@@ -76,8 +75,13 @@ class Rehearsal:
 
     @cached_property
     def cfg(self) -> Any:
-        """The settings, with a knob that is the L0 set to the L0 of the activations."""
-        cfg = build(self.cls.Config, self._settings, self.plugin.name)
+        """The settings but for the knob, which was chosen for other activations.
+
+        It has its default, or where it is the L0, the L0 of the activations.
+        """
+        knob = self.knob.name if self.knob else ""
+        chosen = {name: value for name, value in self._settings.items() if name != knob}
+        cfg = build(self.cls.Config, chosen, self.plugin.name)
         if self.knob and self.knob.native:
             return replace(cfg, **{self.knob.name: data.L0})
         return cfg
@@ -176,9 +180,9 @@ class Rehearsal:
         folder = self.work / "sae"
         exported = checkpoint.in_units_of_model(self.exported, SCALE)
         checkpoint.save_sae(folder, self._record(), exported, SCALE * self.x)
-        record = checkpoint.read_record(folder)
-        sae = checkpoint.load_sae(folder)
-        return Saved(folder, sae, checkpoint.read_info(folder), record["n_dead"])
+        l0 = checkpoint.read_info(folder).l0
+        assert l0 is not None  # measured when it was saved
+        return Saved(folder, checkpoint.load_sae(folder), l0)
 
     def _record(self) -> checkpoint.Record:
         info = SaeInfo(
@@ -206,6 +210,13 @@ class Rehearsal:
         return ops.unexplained_variance(self.x, variant.decode(variant.encode(self.x))).item()
 
 
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit; NaN, with which a buffer may start, equals NaN. True for no tensors."""
+    if not isinstance(a, Tensor):
+        return True
+    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 def step(d_sae: int = D_SAE, *, progress: float = 0.5, n_dead: int = 0, index: int = 50) -> Step:
     """What a trainer tells; the first `n_dead` latents are dead."""
     return Step(
@@ -216,11 +227,6 @@ def step(d_sae: int = D_SAE, *, progress: float = 0.5, n_dead: int = 0, index: i
         length=1 / N_STEPS,
         index=index,
     )
-
-
-def settings_of(cfg: Any) -> dict[str, Any]:
-    """The fields of a Config, nested ones as they are."""
-    return {f.name: getattr(cfg, f.name) for f in fields(cfg)}
 
 
 def _seed() -> None:

@@ -1,7 +1,6 @@
 """Points about the trained variant, and about what is left of it after its way to disk."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,17 +8,12 @@ from torch import Tensor
 from bench import checkpoint
 from bench.check.rehearsal import SCALE, Rehearsal
 from bench.check.report import Point, Problem
-from bench.trainee import COLLAPSED_L0
 from bench.variant import Exported
 
 SAME = 1e-3
 """Largest difference between outputs that should be the same, relative to their size."""
 FLICKER = 1e-3
 """Share of feature acts that rounding may switch on or off."""
-DENSE = 0.5
-"""An SAE with more than this share of latents active is not sparse."""
-SMALLEST_D_SAE = 10
-"""sae_bench's absorption looks at the ten largest."""
 
 
 @torch.no_grad()
@@ -91,7 +85,7 @@ def exports(r: Rehearsal) -> Iterator[Problem]:
         )
         return
     d_in, d_sae = r.trained.variant.d_in, r.trained.variant.d_sae
-    for name, shape in {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}.items():
+    for name, shape in {"W_dec": (d_sae, d_in), "b_dec": (d_in,)}.items():
         found = exported.state.get(name)
         if found is None or tuple(found.shape) != shape:
             has = "is missing" if found is None else f"has shape {list(found.shape)}"
@@ -106,6 +100,8 @@ def exports(r: Rehearsal) -> Iterator[Problem]:
 @torch.no_grad()
 def saving_changes_nothing(r: Rehearsal) -> Iterator[Problem]:
     """The reloaded SAE fires where the variant fires and reconstructs what it reconstructs."""
+    from sae_lens import SAE
+
     variant, sae = r.trained.variant, r.saved.sae
     f, f_saved = variant.encode(r.x), sae.encode(SCALE * r.x)
     flickers = ((f != 0) != (f_saved != 0)).float().mean().item()
@@ -114,6 +110,10 @@ def saving_changes_nothing(r: Rehearsal) -> Iterator[Problem]:
             f"{flickers:.1%} of the feature acts are on before saving and off after, or the "
             f"other way; L0 {_l0(f):.3g} becomes {_l0(f_saved):.3g}"
         )
+    folder = r.work / "exported"
+    checkpoint.export_saelens(r.saved.folder, folder)
+    if _differ(SAE.load_from_disk(folder).encode(SCALE * r.x), f_saved):
+        yield Problem("SAE.load_from_disk of plain sae_lens gives other feature acts")
     x_hat, x_hat_saved = SCALE * variant.decode(f), sae.decode(f_saved)
     off = (x_hat - x_hat_saved).norm() / x_hat.norm().clamp_min(1e-12)
     if not off <= SAME:
@@ -131,53 +131,21 @@ def rows_are_unit(r: Rehearsal) -> Iterator[Problem]:
 
 
 @torch.no_grad()
-def acts_are_positive(r: Rehearsal) -> Iterator[Problem]:
-    lowest = r.saved.sae.encode(SCALE * r.x).min().item()
-    if lowest < 0:
-        yield Problem(f"feature acts go down to {lowest:.3g}, but suites ask for act > 0")
-
-
-def something_fires(r: Rehearsal) -> Iterator[Problem]:
-    l0, d_sae = r.saved.info.l0 or 0.0, r.trained.variant.d_sae
-    if l0 < COLLAPSED_L0:
-        yield Problem(f"dead on arrival: L0 is {l0:.3g} after training")
-    elif l0 > DENSE * d_sae:
-        yield Problem(
-            f"L0 is {l0:.3g} of {d_sae} latents after a short training",
-            "is the penalty strong enough?",
-            is_warning=True,
-        )
-    elif r.saved.n_dead > DENSE * d_sae:
-        yield Problem(
-            f"{r.saved.n_dead} of {d_sae} latents never fire after a short training",
-            "revive dead latents, or let the penalty rise more slowly",
-            is_warning=True,
-        )
-
-
-@torch.no_grad()
-def sae_lens_alone_loads_it(r: Rehearsal) -> Iterator[Problem]:
-    from sae_lens import SAE
-
-    folder = r.work / "exported"
-    checkpoint.export_saelens(r.saved.folder, folder)
-    sae: Any = SAE.load_from_disk(folder)
-    x = SCALE * r.x
-    if _differ(sae.encode(x), r.saved.sae.encode(x)):
-        yield Problem("SAE.load_from_disk gives other feature acts than the checkpoint")
-
-
-@torch.no_grad()
 def suites_can_read_it(r: Rehearsal) -> Iterator[Problem]:
-    """What the suites do with an SAE, done once."""
+    """What suites do with an SAE, done once."""
     sae, x = r.saved.sae, SCALE * r.x[:64]
     f = sae.encode(x)
+    if (lowest := f.min().item()) < 0:
+        yield Problem(
+            f"feature acts go down to {lowest:.3g}, but all suites ask for act > 0",
+            "end encode with a ReLU; for signed acts export [D, -D]",
+        )
     if _differ(sae.encode(x.unflatten(0, (8, 8))).flatten(0, 1), f):
         yield Problem("absorption passes [n, d_in], the other suites [b, T, d_in]: they differ")
     if _differ(sae.decode(f), f @ sae.W_dec + sae.b_dec):
         yield Problem("decode(f) is not f @ W_dec + b_dec, which unlearning and core rely on")
-    if sae.cfg.d_sae < SMALLEST_D_SAE:
-        yield Problem(f"d_sae={sae.cfg.d_sae}: absorption needs at least {SMALLEST_D_SAE}")
+    if not isinstance(getattr(sae, "W_enc", None), Tensor):
+        yield Problem("the SAE has no W_enc, which core and absorption read")
     half = sae.to(torch.bfloat16).encode(x.bfloat16())
     sae.to(torch.float32)
     if not half.isfinite().all():
@@ -195,18 +163,18 @@ def _l0(f: Tensor) -> float:
 
 POINTS: tuple[Point[Rehearsal], ...] = (
     Point(
-        "shapes",
-        "encode and decode take [n, d] and [b, T, d]",
-        shapes_fit,
-        "work on the last dimension only, as x @ W does",
-        needs=("trains",),
-    ),
-    Point(
         "inference",
         "a token's feature acts do not depend on the tokens beside it",
         inference_sees_one_token,
         "put what depends on the batch into losses; set a threshold for inference in finish",
-        needs=("trains", "shapes"),
+        needs=("trains",),
+    ),
+    Point(
+        "shapes",
+        "encode and decode take [n, d] and [b, T, d]",
+        shapes_fit,
+        "work on the last dimension only, as x @ W does",
+        needs=("trains", "inference"),
     ),
     Point(
         "positions",
@@ -224,7 +192,7 @@ POINTS: tuple[Point[Rehearsal], ...] = (
     ),
     Point(
         "save",
-        "what is saved and loaded gives the same output",
+        "what is saved and loaded, also by plain sae_lens, gives the same output",
         saving_changes_nothing,
         "export the architecture, settings and weights that encode and decode use",
         needs=("export", "shapes"),
@@ -236,27 +204,6 @@ POINTS: tuple[Point[Rehearsal], ...] = (
         "fold the norms with ops.fold_norms (ReLU), or keep rows unit with ops.normalise_rows_ in "
         "after_step (top-k)",
         needs=("export",),
-    ),
-    Point(
-        "signs",
-        "feature acts are never negative",
-        acts_are_positive,
-        "end encode with a ReLU; for signed acts export [D, -D]",
-        needs=("export", "save"),
-    ),
-    Point(
-        "alive",
-        "latents fire after training",
-        something_fires,
-        "lower the penalty, check the first weights and the threshold",
-        needs=("export", "save"),
-    ),
-    Point(
-        "saelens",
-        "plain sae_lens loads the exported folder",
-        sae_lens_alone_loads_it,
-        "export only what SAELens's class of that architecture knows",
-        needs=("save",),
     ),
     Point(
         "suites",

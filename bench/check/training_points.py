@@ -6,20 +6,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.check.rehearsal import INTERRUPTED_AT, N_STEPS, Rehearsal
+from bench.check.rehearsal import INTERRUPTED_AT, N_STEPS, Rehearsal, same
 from bench.check.report import Point, Problem
 from bench.check.source_points import explained
+from bench.trainee import COLLAPSED_L0
 
 ENOUGH = 0.9
 """The error after training is below this share of the error before."""
 FACTOR = 10.0
 """Between the knobs whose L0s are compared."""
+MANY = 0.5
+"""More than this share of latents active, or never active, is worth a warning."""
 NEAR = 1.3
 """A native knob's L0 is met within this factor."""
 
 
 def takes_steps(r: Rehearsal) -> Iterator[Problem]:
     done = r.trained
+    if done.outcome.is_collapsed:
+        return  # the next point says so
     if done.outcome.stop_reason is not None:
         why = explained(r.plugin.path, done.error) if done.error else done.outcome.stop_reason
         yield Problem(f"training was stopped: {why}", "correct the line that is named")
@@ -32,10 +37,32 @@ def takes_steps(r: Rehearsal) -> Iterator[Problem]:
 
 def descends(r: Rehearsal) -> Iterator[Problem]:
     before, after = r.trained.unexplained
-    if not after < ENOUGH * before or after >= 1:
+    if not after < ENOUGH * min(before, 1.0):  # 1 is what the mean alone reaches
         yield Problem(
             f"error / variance on held-out tokens is {before:.3g} before and {after:.3g} after "
             f"{N_STEPS} steps"
+        )
+
+
+@torch.no_grad()
+def something_fires(r: Rehearsal) -> Iterator[Problem]:
+    variant = r.trained.variant
+    fired = variant.encode(r.x) != 0
+    l0, d_sae = fired.sum().item() / len(fired), variant.d_sae
+    n_dead = int((~fired.any(0)).sum())
+    if l0 < COLLAPSED_L0:
+        yield Problem(f"dead on arrival: L0 is {l0:.3g} after {N_STEPS} steps")
+    elif l0 > MANY * d_sae:
+        yield Problem(
+            f"L0 is {l0:.3g} of {d_sae} latents after {N_STEPS} steps",
+            "is the penalty strong enough?",
+            is_warning=True,
+        )
+    elif n_dead > MANY * d_sae:
+        yield Problem(
+            f"{n_dead} of {d_sae} latents never fire after {N_STEPS} steps",
+            "revive dead latents, or let the penalty rise more slowly",
+            is_warning=True,
         )
 
 
@@ -68,7 +95,7 @@ def knob_moves_l0(r: Rehearsal) -> Iterator[Problem]:
         return
     name, value = r.knob.name, getattr(r.cfg, r.knob.name)
     if r.knob.native:
-        l0 = r.saved.info.l0 or 0.0
+        l0 = r.saved.l0
         if not value / NEAR <= l0 <= value * NEAR:
             yield Problem(
                 f"{name}={value} gives an L0 of {l0:.3g}, though it is declared native",
@@ -96,7 +123,7 @@ def _l0(r: Rehearsal, value: float) -> float:
 
 
 def _different(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    return [n for n, v in a.items() if isinstance(v, Tensor) and not torch.equal(v, b[n])]
+    return [n for n, v in a.items() if not same(v, b[n])]
 
 
 POINTS: tuple[Point[Rehearsal], ...] = (
@@ -108,18 +135,25 @@ POINTS: tuple[Point[Rehearsal], ...] = (
         needs=("losses", "attached"),
     ),
     Point(
+        "alive",
+        "latents fire after training",
+        something_fires,
+        "lower the penalty, check the first weights and the threshold",
+        needs=("trains",),
+    ),
+    Point(
         "descent",
         f"{N_STEPS} steps explain variance that the first weights do not",
         descends,
         "check the sign of the loss, its weight against the penalties, and what encode gives",
-        needs=("trains",),
+        needs=("alive",),
     ),
     Point(
         "repeats",
         "two trainings with one seed give the same weights",
         repeats,
         "draw random numbers from step.generator('purpose') alone",
-        needs=("trains",),
+        needs=("alive",),
     ),
     Point(
         "resume",
