@@ -47,9 +47,10 @@ def test_losses_and_gradients_are_those_of_the_library(architecture):
     loss = sum(terms.values())
     torch.testing.assert_close(loss, theirs.loss)
     loss.backward()
+    assert {n for n, _ in sae.named_parameters()} == {n for n, _ in twin.named_parameters()}
     for name, parameter in twin.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(sae.sae.get_parameter(name).grad, parameter.grad)
+            torch.testing.assert_close(sae.get_parameter(name).grad, parameter.grad)
 
 
 @pytest.mark.parametrize("architecture", SMALL)

@@ -60,6 +60,8 @@ class SAELens(Variant):
     Config = SAELensConfig
     knob = Knob("l1_coefficient", raises_l0=False, native=False)
     architecture: ClassVar[str] = "standard"
+    sae: Any
+    """The sae_lens training SAE, which shares its parameters with this."""
 
     @classmethod
     def of(cls, choice: str) -> type[Variant]:
@@ -79,17 +81,26 @@ class SAELens(Variant):
         if settings.get("matryoshka_widths") == []:
             settings["matryoshka_widths"] = [max(d_sae // n, 1) for n in (16, 4, 1)]
         with torch.random.fork_rng([]):  # it draws weights that are not used
-            self.sae = training_class(config_class(d_in=d_in, d_sae=d_sae, **settings))
+            sae = training_class(config_class(d_in=d_in, d_sae=d_sae, **settings))
         norm = settings.get("decoder_init_norm")
         with torch.no_grad():
-            self.sae.W_dec.copy_(self.W_dec * (1.0 if norm is None else norm))
-            if hasattr(self.sae, "W_enc"):
-                self.sae.W_enc.copy_(self.sae.W_dec.T)
+            sae.W_dec.copy_(self.W_dec * (1.0 if norm is None else norm))
+            if hasattr(sae, "W_enc"):
+                sae.W_enc.copy_(sae.W_dec.T)
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-            # the very same parameters under both names, or none where it has none
             delattr(self, name)
-            if isinstance(getattr(self.sae, name, None), torch.nn.Parameter):
-                setattr(self, name, getattr(self.sae, name))
+        for name, parameter in sae.named_parameters():
+            self.register_parameter(name, parameter)  # the very same ones
+        vars(self)["sae"] = sae  # no submodule, or a checkpoint would hold them twice
+
+    def get_extra_state(self) -> float | None:
+        """The threshold of a batch top-k, which SAELens replaces in every step."""
+        threshold = getattr(self.sae, "topk_threshold", None)
+        return None if threshold is None else threshold.item()
+
+    def set_extra_state(self, state: float | None) -> None:
+        if state is not None:
+            self.sae.topk_threshold = torch.full_like(self.sae.topk_threshold, state)
 
     def start(self, x: Tensor) -> None:
         self.sae.to(device=str(x.device))  # it keeps note of its device
