@@ -1,18 +1,13 @@
 """Feature absorption: does a latent for a concept miss cases that a finer latent swallowed?"""
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from bench.context import EvalContext, l0, patched, sae_bench_on, sae_bench_result
-from bench.suite import Metric, SaeHandle, Scored, Suite, Unit
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+from bench.absorption.engine import layer_of, make_engine
+from bench.context import EvalContext, l0
+from bench.suite import Failed, Metric, SaeHandle, Scored, Suite, Unit
 
 MEANS = {
     # ours -> (name in sae_bench's means, name in its per-letter details)
@@ -77,111 +72,23 @@ class AbsorptionSuite(Suite):
     side = "base"
     hooks = ("hook_resid_post",)
 
-    def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored]:
+    def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """One result per SAE. Raises RuntimeError if the model shows too few letters."""
+        engine = make_engine(ctx, self.cfg)
         for handle in saes:
             if l0(ctx, handle) == 0:
                 # nothing fires, so nothing can be absorbed: 0, the best score there is
                 yield _meaningless(handle.label, "no latent ever fires (L0 = 0)")
                 continue
-            self._train_letter_probes(ctx, _layer(handle))
+            engine.prepare(layer_of(handle))
             started = time.monotonic()
-            scored = self._one(ctx, handle)
-            yield scored._replace(wall_s=time.monotonic() - started)
-
-    def _one(self, ctx: EvalContext, handle: SaeHandle) -> Scored:
-        import sae_bench.evals.absorption.main as absorption
-        from sae_bench.evals.absorption.eval_output import AbsorptionEvalOutput
-
-        output = ctx.work / "absorption"
-        output.mkdir(parents=True, exist_ok=True)
-        with _seeded(ctx), _redirected(ctx, absorption):
-            results = absorption.run_eval(
-                self._sae_bench_config(ctx),
-                [(handle.label, handle.sae)],
-                ctx.device,
-                str(output),
-                force_rerun=True,
-            )
-        if not results:  # too few letters: sae_bench prints a line and stops
-            raise RuntimeError(self._too_few(ctx, handle.label))
-        return _scored(handle.label, sae_bench_result(output, handle.label, AbsorptionEvalOutput))
-
-    def _train_letter_probes(self, ctx: EvalContext, layer: int) -> None:
-        """Train sae_bench's letter probes once per layer, so that no SAE's draws depend on it."""
-        from sae_bench.evals.absorption.common import load_or_train_probe
-
-        with _seeded(ctx) as model:
-            load_or_train_probe(
-                model,
-                base_template=self.cfg.prompt_template,
-                pos_idx=self.cfg.prompt_token_pos,
-                layer=layer,
-                probes_dir=ctx.artifacts / "absorption" / "probes",
-                device=ctx.device,
-            )
-
-    def _sae_bench_config(self, ctx: EvalContext) -> Any:
-        from sae_bench.evals.absorption.eval_config import AbsorptionEvalConfig
-
-        return AbsorptionEvalConfig(
-            model_name=ctx.spec.name,
-            random_seed=ctx.seed,
-            llm_dtype=ctx.dtype,
-            **asdict(self.cfg),
-        )
-
-    def _too_few(self, ctx: EvalContext, label: str) -> str:
-        file = ctx.work / "artifacts" / "absorption" / f"{label}_custom_sae_k_sparse_probing.json"
-        scores = [row["f1_probe"] for row in json.loads(file.read_text())]
-        n = sum(f1 > self.cfg.min_GT_probe_f1 for f1 in scores)
-        return (
-            f"only {n} letters can be read off model {ctx.spec.name!r} with F1 above "
-            f"{self.cfg.min_GT_probe_f1:g}, min_feats_for_eval={self.cfg.min_feats_for_eval}"
-        )
-
-
-@contextmanager
-def _seeded(ctx: EvalContext) -> Iterator["HookedTransformer"]:
-    """sae_bench on our model and seed, with its words in a fixed order.
-
-    sae_bench stores a seed here and never uses it, and draws words from the tokenizer's vocabulary,
-    whose order a fast tokenizer changes with every call.
-    """
-    import sae_bench.evals.absorption.common as common
-    import sae_bench.evals.absorption.feature_absorption as feature_absorption
-    from sae_bench.evals.absorption.vocab import get_alpha_tokens
-
-    def words(tokenizer: Any) -> list[str]:
-        return sorted(get_alpha_tokens(tokenizer))
-
-    with ExitStack() as stack:
-        for module in (common, feature_absorption):
-            stack.enter_context(patched(module, "get_alpha_tokens", words))
-        yield stack.enter_context(sae_bench_on(ctx, "base"))
-
-
-@contextmanager
-def _redirected(ctx: EvalContext, absorption: Any) -> Iterator[None]:
-    """Caches go to our folder: by default sae_bench writes them into site-packages."""
-    root = ctx.artifacts / "absorption"
-    sparse = partial(
-        absorption.run_k_sparse_probing_experiment,
-        experiment_dir=root / "k_sparse",
-        probes_dir=root / "probes",
-        verbose=False,
-    )
-    absorbed = partial(
-        absorption.run_feature_absortion_experiment,
-        experiment_dir=root / "feature_absorption",
-        sparse_probing_experiment_dir=root / "k_sparse",
-        probes_dir=root / "probes",
-    )
-    with (
-        patched(absorption, "run_k_sparse_probing_experiment", sparse),
-        patched(absorption, "run_feature_absortion_experiment", absorbed),
-    ):
-        yield
+            try:
+                scores = engine.scores(handle)
+            except Exception as error:  # raised, it would cost the others what they share
+                yield Failed(handle.label, error)
+                continue
+            scored = _scored(handle.label, scores.raw)
+            yield scored._replace(wall_s=time.monotonic() - started, work=scores.work)
 
 
 def _scored(label: str, raw: dict[str, Any]) -> Scored:
@@ -194,10 +101,6 @@ def _scored(label: str, raw: dict[str, Any]) -> Scored:
         for row in letters
     ]
     return Scored(label, metrics, units, raw)
-
-
-def _layer(handle: SaeHandle) -> int:
-    return int(handle.sae.cfg.metadata.hook_name.split(".")[1])
 
 
 def _meaningless(label: str, reason: str) -> Scored:

@@ -1,0 +1,1 @@
+"""The absorption suite's parts: words and their letters, probes, projections, and two engines."""
