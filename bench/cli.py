@@ -61,6 +61,7 @@ def main() -> None:
     type=click.Choice(get_args(Engine)),
     help="`reference`: sae_bench's own functions, `fast`: ours.  [default: the config's]",
 )
+@click.option("--sae", "saes", multiple=True, help="SAELens folder or RELEASE:ID to score too.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and stop.")
 def run(
     config: Path | None,
@@ -68,6 +69,7 @@ def run(
     variants: tuple[str, ...],
     suites: tuple[str, ...],
     plugins: tuple[Path, ...],
+    saes: tuple[str, ...],
     engine: Engine | None,
     dry_run: bool,
 ) -> None:
@@ -82,8 +84,12 @@ def run(
     from bench.run import outline
     from bench.run import run as run_config
 
+    for path in plugins:
+        registry.add_file(path)  # the config may name them
     chosen = load_config(config or default_config())
-    chosen = apply(chosen, variants=variants, suites=suites, plugins=plugins, engine=engine)
+    chosen = apply(
+        chosen, variants=variants, suites=suites, plugins=plugins, engine=engine, saes=saes
+    )
     folder = out or Path("results") / chosen.name
     click.echo("\n".join([*outline(chosen), f"out       {folder}"]))
     if dry_run:
@@ -163,6 +169,20 @@ def import_(path: Path, into: Path) -> None:
         click.echo(f"skipped: {reason}", err=True)
     click.echo(f"imported {len(done.cells)} results into {into}")
     _report([into], into)
+
+
+@main.command()
+@click.argument("sae", type=FILE)
+@click.argument("dest", type=FILE)
+def export(sae: Path, dest: Path) -> None:
+    """Write the trained SAE in folder SAE (RUN/saes/LABEL) to DEST, for plain sae_lens to load."""
+    from bench.compat import prepare
+
+    prepare()
+    from bench.checkpoint import export_saelens
+
+    export_saelens(sae, dest)
+    click.echo(f"wrote {dest}: load it with SAE.load_from_disk")
 
 
 @main.group()

@@ -80,6 +80,20 @@ class ControlConfig:
 
 
 @dataclass(frozen=True)
+class SaelensConfig:
+    """An SAE that others trained with SAELens, scored beside ours: a `path`, or a release."""
+
+    path: str | None = None
+    """Folder with cfg.json and sae_weights.safetensors."""
+    release: str | None = None
+    """Release of sae_lens's list, or a repository on the hub."""
+    sae_id: str | None = None
+    """Which SAE of the release."""
+    label: str | None = None
+    """Its name in the run; None takes that of the folder or release."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run: what is trained, on what, and which suites score it."""
 
@@ -92,6 +106,8 @@ class RunConfig:
     train: TrainConfig
     variants: tuple[VariantConfig, ...]
     controls: tuple[ControlConfig, ...] = ()
+    saelens: tuple[SaelensConfig, ...] = ()
+    """SAEs of others to score as well."""
     suites: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Suite name -> fields of its Config."""
     seeds: tuple[int, ...] = (0,)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.checkpoint import SAELENS_CONFIG_FILE
 from bench.errors import UserError
 from bench.result import MANIFEST_FILE, STORE, Cell, RunResult, load_run, write_manifest
 from bench.saebench_cell import to_cell
@@ -43,6 +44,11 @@ def import_path(path: Path, into: Path) -> Imported:
 
 
 def _read_all(path: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    if (path / SAELENS_CONFIG_FILE).is_file():
+        raise UserError(
+            f"import {str(path)!r}: is an SAE, not a result: score it with `run --sae {path}`, or "
+            "with `saelens: [{path: ...}]` in a config"
+        )
     if path.is_file():
         raw = _read(path)
         if problem := _unsupported(raw):

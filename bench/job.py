@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import checkpoint, controls, ops
+from bench import checkpoint, controls, ops, saelens_import
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.lockstep import Report
 from bench.models import ModelSpec
 from bench.progress import Progress
 from bench.result import SaeInfo
-from bench.roster import ControlEntry, TrainedEntry
+from bench.roster import ControlEntry, ImportedEntry, TrainedEntry
 from bench.snapshot import Snapshots
 from bench.trainee import Outcome, Trainee
 from bench.training_log import TrainingLog, sinks
@@ -101,6 +101,35 @@ class Job:
         sample, d_sae = self.stream.raw_sample, self.config.train.d_sae
         exported = controls.make(entry.what, sample, d_sae, entry.seed)
         self._write(folder, self._record(entry, Outcome(0)), exported)
+
+    def import_sae(self, entry: ImportedEntry, folder: Path) -> None:
+        """Write an SAE of others; its L0 and explained variance are measured as ours are.
+
+        Raises UserError for one that cannot be loaded, or is of another model, hook or width.
+        """
+        found = saelens_import.load(entry.what)
+        config = self.config
+        saelens_import.check_fits(entry.what, found, self.spec, config.hook_name, self.stream.d_in)
+        info = SaeInfo(
+            label=entry.label,
+            role="imported",
+            variant=entry.label,
+            world=self.spec.world,
+            model=self.spec.name,
+            hook_name=config.hook_name,
+            d_in=found.d_in,
+            d_sae=found.d_sae,
+        )
+        record = checkpoint.Record(
+            info=info,
+            key=entry.key,
+            source=entry.source,
+            dataset=found.dataset,
+            context_size=found.context_size,
+            n_steps=0,
+            scale=1.0,
+        )
+        self._write(folder, record, found.exported)
 
     def _write(self, folder: Path, record: checkpoint.Record, exported: Exported) -> None:
         checkpoint.save_sae(folder, record, exported, self.stream.heldout)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import registry
-from bench.config import RunConfig, VariantConfig
+from bench.config import RunConfig, SaelensConfig, VariantConfig
 from bench.suite import Engine
 from bench.validate import validate
 
@@ -17,11 +17,13 @@ def apply(
     suites: Iterable[str] = (),
     plugins: Iterable[Path] = (),
     engine: Engine | None = None,
+    saes: Iterable[str] = (),
 ) -> RunConfig:
     """The config with only the named variants and suites (none named: all) and with the plugins.
 
     A variant or suite that the config does not set up runs with its own defaults; `engine` replaces
-    the config's, if given. Raises UserError for an unknown name or a broken plugin.
+    the config's, if given; `saes` are SAEs of others, each a SAELens folder or RELEASE:ID. Raises
+    UserError for an unknown name or a broken plugin.
     """
     added = [registry.add_file(path) for path in plugins]
     wanted = _wanted(variants, [v.name for v in config.variants], added, "variants")
@@ -32,6 +34,7 @@ def apply(
         variants=tuple(chosen),
         suites={name: config.suites.get(name, {}) for name in scored},
         engine=engine or config.engine,
+        saelens=(*config.saelens, *map(_foreign, saes)),
     )
     validate(changed)
     return changed
@@ -47,3 +50,11 @@ def _wanted(
 
 def _set_up(config: RunConfig, name: str) -> list[VariantConfig]:
     return [v for v in config.variants if v.name == name] or [VariantConfig(name)]
+
+
+def _foreign(text: str) -> SaelensConfig:
+    """A folder if there is one of that name, else RELEASE:ID."""
+    release, colon, sae_id = text.partition(":")
+    if Path(text).is_dir() or not colon:
+        return SaelensConfig(path=str(Path(text).resolve()))
+    return SaelensConfig(release=release, sae_id=sae_id)

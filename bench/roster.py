@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import controls, registry
-from bench.config import WITHOUT_EFFECT, ControlConfig, RunConfig, VariantConfig
+from bench import controls, registry, saelens_import
+from bench.config import WITHOUT_EFFECT, ControlConfig, RunConfig, SaelensConfig, VariantConfig
 from bench.errors import UserError
 from bench.keys import content_key, folder_key, source_key, versions
 from bench.models import ModelSpec
@@ -66,19 +66,27 @@ class ControlEntry(Entry):
     what: ControlConfig
 
 
+@dataclass(frozen=True)
+class ImportedEntry(Entry):
+    """An SAE of others."""
+
+    what: SaelensConfig
+
+
 def roster(
     config: RunConfig, spec: ModelSpec, data_revision: str
-) -> list[TrainedEntry | ControlEntry]:
+) -> list[TrainedEntry | ControlEntry | ImportedEntry]:
     """Every SAE of the run in the order of its config, the seeds of one behind one another.
 
     Raises UserError for settings that exclude one another.
     """
     shared = _shared(config, spec, data_revision)
-    entries: list[TrainedEntry | ControlEntry] = []
+    entries: list[TrainedEntry | ControlEntry | ImportedEntry] = []
     for i, variant in enumerate(config.variants):
         entries += _trained(variant, config, shared, f"variants[{i}]")
     for control in config.controls:
         entries += _controls(control, config.seeds, shared)
+    entries += [_imported(what, config, spec, shared) for what in config.saelens]
     labels = [entry.label for entry in entries]
     for label in labels:
         if labels.count(label) > 1:
@@ -171,6 +179,21 @@ def _controls(
         )
         for seed in seeds
     ]
+
+
+def _imported(
+    what: SaelensConfig, config: RunConfig, spec: ModelSpec, shared: dict[str, Any]
+) -> ImportedEntry:
+    saelens_import.check(what, spec, config.hook_name)
+    source = source_key(Path(saelens_import.__file__))
+    content = {**shared, "what": saelens_import.identity(what), "source": source}
+    return ImportedEntry(
+        label=saelens_import.label_of(what),
+        seed=0,
+        source=source,
+        key=content_key(content),
+        what=what,
+    )
 
 
 def _chosen(what: VariantConfig, knob: Knob | None, cfg: Any) -> dict[str, Any]:

@@ -58,13 +58,14 @@ _Dumper.add_representer(tuple, _Dumper.represent_list)
 def outline(config: RunConfig) -> list[str]:
     """What a run would do, one line per part."""
     n_saes = len(config.seeds) * len(config.variants)
-    n_scored = n_saes + len(config.seeds) * len(config.controls)
+    n_scored = n_saes + len(config.seeds) * len(config.controls) + len(config.saelens)
     train = config.train
     return [
         f"model     {config.model} at {config.hook_name}",
         f"train     {n_saes} SAEs of {train.d_sae} latents on {train.tokens:,} tokens each",
         *(f"          {_named(v.name, v.config, v.target_l0)}" for v in config.variants),
         f"controls  {', '.join(_named(c.name, {}, c.target_l0) for c in config.controls) or '-'}",
+        *(f"imported  {s.path or f'{s.release}:{s.sae_id}'}" for s in config.saelens),
         f"seeds     {', '.join(map(str, config.seeds))}",
         f"suites    {', '.join(config.suites)}",
         f"engine    {config.engine}",

@@ -146,8 +146,8 @@ class @CLASS@(Suite):
 
 SUITE_TEST = '''\
 """@CLASS@ conforms to the interface, and counts what its docstring says."""
-@PATH_IMPORT@
-import pytest
+
+@PATH_BLOCK@import pytest
 
 from bench import registry
 from bench.check.kit import check, find
@@ -215,6 +215,7 @@ def _filled(template: str, name: str, *, in_checkout: bool) -> str:
         "@CLASS@": "".join(part.capitalize() for part in name.split("_")),
         "@PLUGIN@": plugin,
         "@PATH_IMPORT@": "" if in_checkout else "from pathlib import Path\n",
+        "@PATH_BLOCK@": "" if in_checkout else "from pathlib import Path\n\n",
     }
     for mark, text in words.items():
         template = template.replace(mark, text)

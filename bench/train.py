@@ -17,7 +17,7 @@ from bench.job import LOSSES, SAES, Job
 from bench.lockstep import train_in_loop, train_lockstep
 from bench.models import ModelSpec
 from bench.progress import Progress
-from bench.roster import ControlEntry, TrainedEntry, roster
+from bench.roster import ControlEntry, Entry, ImportedEntry, TrainedEntry, roster
 from bench.search import find_curves
 from bench.trainee import Outcome, Trainee
 from bench.variant import Stream, Variant
@@ -49,6 +49,8 @@ def train_all(
         for entry, folder in todo:
             if isinstance(entry, ControlEntry):
                 job.make_control(entry, folder)
+            elif isinstance(entry, ImportedEntry):
+                job.import_sae(entry, folder)
     return folders
 
 
@@ -64,7 +66,7 @@ def _open(
     spec: ModelSpec,
     hub: Hub,
     out: Path,
-    entries: Sequence[TrainedEntry | ControlEntry],
+    entries: Sequence[Entry],
     progress: Progress,
 ) -> "ActivationStream":
     from bench.activations import open_stream

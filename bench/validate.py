@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from bench import registry
-from bench.config import ControlConfig, RunConfig, TrainConfig, VariantConfig
+from bench.config import ControlConfig, RunConfig, SaelensConfig, TrainConfig, VariantConfig
 from bench.errors import UserError
 from bench.registry import Kind, Plugin
 from bench.strict import typed, unknown
@@ -37,6 +37,8 @@ def validate(config: RunConfig) -> None:
         _check_variant(variant, config.train.d_sae, f"variants[{i}]")
     for i, control in enumerate(config.controls):
         _check_control(control, config.train.d_sae, f"controls[{i}]")
+    for i, foreign in enumerate(config.saelens):
+        _check_saelens(foreign, f"saelens[{i}]")
     for name, fields in config.suites.items():
         plugin = _describe("suites", name, "suites")
         _check_fields(plugin, fields, f"suites.{name}")
@@ -104,6 +106,12 @@ def _check_control(control: ControlConfig, d_sae: int, where: str) -> None:
     if control.name not in have:
         raise _at(f"{where}.name", unknown("control", control.name, have))
     _check_l0(control.target_l0, d_sae, where)
+
+
+def _check_saelens(foreign: SaelensConfig, where: str) -> None:
+    is_release = bool(foreign.release and foreign.sae_id)
+    if bool(foreign.path) is is_release or bool(foreign.release) is not bool(foreign.sae_id):
+        raise UserError(f"{where}: give either path, or release and sae_id")
 
 
 def _check_fields(plugin: Plugin, values: dict[str, Any], where: str) -> None:
@@ -187,9 +195,7 @@ def _check_unique(where: str, values: list[Any]) -> None:
             raise UserError(f"{where}[{i}]: repeats {where}[{values.index(value)}]")
 
 
-def _describe(
-    kind: Kind, name: str, where: str, config: dict[str, Any] | None = None
-) -> Plugin:
+def _describe(kind: Kind, name: str, where: str, config: dict[str, Any] | None = None) -> Plugin:
     try:
         return registry.describe(kind, name, config)
     except UserError as error:

@@ -110,9 +110,7 @@ def test_a_name_that_two_places_claim_is_refused_and_the_others_stay(site, monke
     points = site / "sae_soft-0.1.dist-info" / "entry_points.txt"
     points.write_text("[sae_verdict.variants]\ntopk = sae_soft.topk\nlost = sae_soft.gone\n")
     registry._packaged.cache_clear()
-    with pytest.raises(
-        UserError, match="variant 'topk': is defined twice, in .*topk.py and .*site"
-    ):
+    with pytest.raises(UserError, match="'topk': is defined twice, rename one: .*topk.py, .*site"):
         registry.describe("variants", "topk")
     with pytest.raises(UserError, match="lost = 'sae_soft.gone' of sae-soft: there is no module"):
         registry.load("variants", "lost")
