@@ -16,7 +16,7 @@ from variants.t_sae import TSAE
 
 @pytest.mark.parametrize(("similarity", "temperature"), [("dot", 1.0), ("cosine", 0.2)])
 def test_the_contrast_equals_a_loop(similarity, temperature):
-    sae = make(TSAE, k=3, similarity=similarity, temperature=temperature)
+    sae = make(TSAE, k=3, contrast_by=similarity, contrast_temperature=temperature)
     g = ops.generator(0, "features")
     now, before = (torch.rand(6, 5, generator=g) for _ in range(2))
     valid = torch.tensor([True, True, False, True, True, True])
@@ -97,7 +97,7 @@ def test_training_with_it_tells_neighbours_by_their_high_level_latents(tmp_path)
         ({"k": 0.0}, "k=0.0"),
         ({"high_share": 1.0}, "high_share=1.0"),
         ({"contrast": -1.0}, "contrast=-1.0"),
-        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"contrast_temperature": 0.0}, "contrast_temperature=0.0"),
         ({"n_pairs": 1}, "n_pairs=1"),
     ],
 )

@@ -31,9 +31,9 @@ class TSAEConfig:
     """Share of the latents that is high-level, and its weight in the reconstruction."""
     contrast: float = 0.1
     """Weight of the contrastive term in nats; the authors' temp_alpha."""
-    similarity: Literal["dot", "cosine"] = "dot"
+    contrast_by: Literal["dot", "cosine"] = "dot"
     """How high-level features are compared."""
-    temperature: float = 1.0
+    contrast_temperature: float = 1.0
     """Similarities are divided by it."""
     n_pairs: int = 512
     """Most pairs of neighbouring tokens per step."""
@@ -41,7 +41,7 @@ class TSAEConfig:
     """Weight of the auxiliary error of dead latents, in units of the squared error."""
 
     def __post_init__(self):
-        for name in ("k", "temperature"):
+        for name in ("k", "contrast_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if not 0 < self.high_share < 1:
@@ -117,9 +117,9 @@ class TSAE(Variant):
 
     def contrast(self, now: Tensor, before: Tensor, is_valid: Tensor) -> Tensor:
         """Cross entropy of finding each token's neighbour, both ways. [n, d], [n, d], [n] -> []."""
-        if self.cfg.similarity == "cosine":
+        if self.cfg.contrast_by == "cosine":
             now, before = normalize(now, dim=-1), normalize(before, dim=-1)
-        logits = now @ before.T / self.cfg.temperature
+        logits = now @ before.T / self.cfg.contrast_temperature
         nowhere = ~is_valid[:, None] | ~is_valid
         logits = logits.masked_fill(nowhere, -torch.inf)
         # a row without any entry would give nan: its own entry is put back, at a loss of 0
