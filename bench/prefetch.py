@@ -13,6 +13,8 @@ import torch
 
 from bench.variant import Batch
 
+NAME = "batches ahead"
+"""Of the thread, in a debugger and in the tests."""
 POLL_S = 0.1
 """How soon the thread sees that nobody waits any more, in seconds."""
 
@@ -30,7 +32,7 @@ def prefetched(batches: Iterator[Batch], n_ahead: int, device: torch.device) -> 
     done = threading.Event()
     ready: queue.Queue = queue.Queue(maxsize=n_ahead)
     maker = threading.Thread(
-        target=_make, args=(batches, ready, done, _side_stream(device)), daemon=True
+        target=_make, args=(batches, ready, done, _side_stream(device)), daemon=True, name=NAME
     )
     maker.start()
     try:

@@ -40,12 +40,14 @@ def ordered(monkeypatch):
     load, describe = registry.load, registry.describe
     Ordered.seen.clear()
     monkeypatch.setattr(
-        registry, "load", lambda kind, name: Ordered if name == "ordered" else load(kind, name)
+        registry,
+        "load",
+        lambda kind, name, *config: Ordered if name == "ordered" else load(kind, name, *config),
     )
     monkeypatch.setattr(
         registry,
         "describe",
-        lambda kind, name: describe(kind, "topk" if name == "ordered" else name),
+        lambda kind, name, *rest: describe(kind, "topk" if name == "ordered" else name, *rest),
     )
 
 
