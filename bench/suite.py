@@ -90,6 +90,8 @@ class Suite(ABC):
     """Hub ids that it reads."""
     engines: ClassVar[tuple[Engine, ...]] = ("reference",)
     """Which engines it has; another that is asked for falls back to the first."""
+    rehearsal: ClassVar[dict[str, Any] | None] = None
+    """Fields of its Config with which `check` can run it in seconds; None = it does not run it."""
 
     def __init__(self, cfg: Any = None):
         self.cfg = self.Config() if cfg is None else cfg

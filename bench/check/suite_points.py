@@ -37,7 +37,7 @@ class SuiteRehearsal:
     @property
     def settings(self) -> dict[str, Any] | None:
         """Fields of its Config that make it a matter of seconds; None if it names none."""
-        return getattr(self.cls, "rehearsal", None)
+        return self.cls.rehearsal
 
     @cached_property
     def answers(self) -> list[Scored | Failed]:
