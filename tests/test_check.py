@@ -76,6 +76,12 @@ def test_what_depends_on_a_failed_point_is_skipped_with_the_reason(checked):
     assert by_status(report, "skip")["losses"] == "because of build"
 
 
+def test_a_buffer_that_only_some_settings_have_is_no_mistake(checked):
+    spare = "\n    def spare(self):\n        self.register_buffer('gate', self.b_enc)\n"
+    report = checked(f"{GOOD}{spare}        return self.gate\n")
+    assert report.is_ok, "\n".join(report.lines())
+
+
 def test_random_draws_of_rows_are_no_order(checked):
     term = "0.1 * f[torch.randperm(len(f))[:32]].pow(2).sum(-1).mean()"
     mutant = Mutant(

@@ -57,9 +57,11 @@ def used_attributes(functions: Iterable[ast.AST], owner: str) -> Iterator[Missin
 
 
 def assigned_attributes(tree: ast.AST) -> set[str]:
-    """Names of attributes that are written anywhere, on whatever object."""
-    nodes = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute))
-    return {n.attr for n in nodes if not isinstance(n.ctx, ast.Load)}
+    """Names of attributes that are written anywhere, on whatever object, or registered by name."""
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and len(n.args) > 1]
+    registered = {a.value for c in calls for a in c.args[:2] if isinstance(a, ast.Constant)}
+    return {n.attr for n in nodes if not isinstance(n.ctx, ast.Load)} | registered
 
 
 def _undefined(text: str, tree: ast.Module) -> Iterator[Missing]:
