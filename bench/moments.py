@@ -136,9 +136,9 @@ class Corrections:
         return self.moments.units() + self.losses.units()
 
 
-def divergence(log_p: "Tensor", log_q: "Tensor") -> "Tensor":
-    """KL(p || q) in nats. log_p, log_q [..., d_vocab] normalised -> [...]."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+def divergence(p: "Tensor", log_p: "Tensor", log_q: "Tensor") -> "Tensor":
+    """KL(p || q) in nats. p, log_p, log_q [..., d_vocab] normalised -> [...]."""
+    return (log_p - log_q).mul_(p).sum(-1)
 
 
 def counted(tokens: "Tensor", ignored: set[int | None]) -> "Tensor":

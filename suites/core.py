@@ -286,8 +286,9 @@ def observed(core: Any, sae: Any, ours: Corrections) -> Iterator[None]:
         with logits_of(model) as logits:
             result = recons(sae, model, batch_tokens, *args, **kwargs)
         mask = counted(batch_tokens, kwargs["ignore_tokens"])
+        p = logits[0].softmax(-1)
         clean, with_sae, ablated = (x.log_softmax(-1) for x in logits)
-        ours.divergence.add(divergence(clean, with_sae), divergence(clean, ablated), mask)
+        ours.divergence.add(divergence(p, clean, with_sae), divergence(p, clean, ablated), mask)
         ours.losses.add(result, mask)
         return result
 

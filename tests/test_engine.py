@@ -1,6 +1,7 @@
 """Which engine computes a cell, and that it is part of the cell's key and shown."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_a_failed_sae_is_a_failed_cell_and_the_suite_goes_on(tmp_path, monkeypat
         worker, "_handle", lambda job, cell, suite: SaeHandle(cell.sae.label, 0, {})
     )
     one, suite = job(tmp_path), Fake()
-    worker.evaluate(one, suite, None)
+    worker.evaluate(one, cast(Any, suite), cast(Any, None))
     from bench.result import Cell
 
     states = {c.sae.label: Cell.load(c.folder) for c in one.cells}

@@ -5,6 +5,7 @@ Tolerance: none, for every accuracy of every class and for sae_bench's file (flo
 
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def sizes_are_not_checked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-def run(ctx, handles, **changes):
+def run(ctx, handles, **changes) -> list[Any]:
     config = SparseProbingSuite.Config(**(SETTINGS | changes))
     with contextlib.redirect_stdout(io.StringIO()):  # sae_bench prints every accuracy
         return list(SparseProbingSuite(config).run(ctx, handles))

@@ -86,9 +86,9 @@ def model_accuracies(
 
     def make() -> "dict[str, Tensor]":
         generator = torch.Generator().manual_seed(settings.seed)
-        tables = [Table(mean_over_tokens(s.x, s.mask), s.sizes) for s in acts]
-        found = [full_accuracies(*tables, generator)]
-        found += [top_k_accuracies(*tables, k, generator) for k in k_values]
+        train, test = (Table(mean_over_tokens(s.x, s.mask), s.sizes) for s in acts)
+        found = [full_accuracies(train, test, generator)]
+        found += [top_k_accuracies(train, test, k, generator) for k in k_values]
         rows = [[by_class[c] for c in classes] for by_class in found]
         return {"accuracy": torch.tensor(rows, dtype=torch.float64)}
 

@@ -79,13 +79,13 @@ def probe_all(
 
 def _accuracies(cfg: Any, one: Probed, acts: Activations, llm: Accuracies) -> Accuracies:
     """In sae_bench's order, which is also that of the draws."""
-    tables = [latents(one.sae, split, cfg.sae_batch_size) for split in acts]
+    train, test = (latents(one.sae, split, cfg.sae_batch_size) for split in acts)
     found: Accuracies = {"sae_test_accuracy": SKIPPED}
     if not cfg.lower_vram_usage:
-        found["sae_test_accuracy"] = full_accuracies(*tables, one.generator)
+        found["sae_test_accuracy"] = full_accuracies(train, test, one.generator)
     found |= llm
     for k in cfg.k_values:
-        found[f"sae_top_{k}_test_accuracy"] = top_k_accuracies(*tables, k, one.generator)
+        found[f"sae_top_{k}_test_accuracy"] = top_k_accuracies(train, test, k, one.generator)
     return found
 
 
