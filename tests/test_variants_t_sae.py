@@ -104,3 +104,10 @@ def test_training_with_it_tells_neighbours_by_their_high_level_latents(tmp_path)
 def test_a_bad_value_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         TSAE.Config(**config)
+
+
+def test_special_tokens_do_not_count():
+    sae, batch = make(TSAE, k=3), contexts(b=3, T=6)
+    before = sae.losses(batch, at())["contrast"].item()
+    batch.contexts[:, 0] = 100.0
+    assert sae.losses(batch, at())["contrast"].item() == before

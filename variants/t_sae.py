@@ -35,7 +35,7 @@ class TSAEConfig:
     """How high-level features are compared."""
     contrast_temperature: float = 1.0
     """Similarities are divided by it."""
-    n_pairs: int = 512
+    n_pairs: int = 256
     """Most pairs of neighbouring tokens per step."""
     auxk_coef: float = 1 / 32
     """Weight of the auxiliary error of dead latents, in units of the squared error."""
@@ -137,11 +137,13 @@ class TSAE(Variant):
         places = (places // (T - 1) * T + places % (T - 1) + 1).to(batch.x.device)  # never first
         tokens, mask = batch.contexts.flatten(0, 1), batch.mask.flatten()
         is_valid = mask[places] & mask[places - 1]
+        # special tokens must not take the place of others among the k * n largest
+        gone = ~is_valid[:, None]
         now, before = (
-            ops.keep_batch_top_k(self._pre(tokens[p]), self.cfg.k)[:, : self.n_high]
+            ops.keep_batch_top_k(self._pre(tokens[p]).masked_fill(gone, -1.0), self.cfg.k)
             for p in (places, places - 1)
         )
-        return self.contrast(now, before, is_valid)
+        return self.contrast(now[:, : self.n_high], before[:, : self.n_high], is_valid)
 
     def _pre(self, x: Tensor) -> Tensor:
         return (x - self.b_dec) @ self.W_enc + self.b_enc

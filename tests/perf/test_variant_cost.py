@@ -25,7 +25,7 @@ CONFIGS = {
     "contrastive": {"n_anchors": 32},
     "temporal_consistency": {"n_contexts": 1},
     "ortho_sae": {"chunk_size": 1_024},
-    "t_sae": {"n_pairs": 64},
+    "t_sae": {"n_pairs": 32},
 }
 
 
