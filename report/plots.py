@@ -108,19 +108,17 @@ def _draw_trained(panel: "Axes", column: Column, rows: list[Row], color: Any) ->
 
     x, y = _placed(rows, column)
     sns.scatterplot(x=x, y=y, color=color, alpha=0.6, legend=False, ax=panel)
-    means = [(row.l0.mean, row.values[column].mean) for row in rows]
-    line = sorted((x, y) for x, y in means if x and y is not None)
-    label = plot_text(rows[0].variant)
-    panel.plot([x for x, _ in line], [y for _, y in line], color=color, label=label, zorder=3)
+    panel.plot(*_means(rows, column), color=color, label=plot_text(rows[0].variant), zorder=3)
 
 
 def _draw_control(panel: "Axes", column: Column, rows: list[Row], look: Any) -> None:
-    """Markers at its own L0; a line across where it has none, as for the mean."""
+    """A marker per SAE and a line through the means over seeds; across where there is no L0."""
     label = plot_text(f"{rows[0].variant} (control)")
     marker, style = look
     x, y = _placed(rows, column)
     if x:
-        panel.plot(x, y, c=CONTROL_COLOR, ls=style, marker=marker, lw=1, label=label)
+        panel.plot(x, y, c=CONTROL_COLOR, ls="", marker=marker, label=label)
+        panel.plot(*_means(rows, column), c=CONTROL_COLOR, ls=style, lw=1)
     for value in {p.value for row in rows for p in row.points[column] if not p.l0}:
         panel.axhline(value, c=CONTROL_COLOR, ls=style, lw=1.2, label=label)
 
@@ -135,6 +133,13 @@ def _placed(rows: list[Row], column: Column) -> tuple[list[float], list[float]]:
     """L0 and value of every SAE that has both, by L0; an L0 of 0 has no place on a log axis."""
     placed = sorted((p.l0, p.value) for row in rows for p in row.points[column] if p.l0)
     return [x for x, _ in placed], [y for _, y in placed]
+
+
+def _means(rows: list[Row], column: Column) -> tuple[list[float], list[float]]:
+    """L0 and value of every row, each a mean over its seeds, by L0."""
+    means = [(row.l0.mean, row.values[column].mean) for row in rows]
+    line = sorted((x, y) for x, y in means if x and y is not None)
+    return [x for x, _ in line], [y for _, y in line]
 
 
 def _scale(panel: "Axes", l0s: list[float]) -> None:
