@@ -79,6 +79,7 @@ class UnlearningSuite(Suite):
     )
     side = "instruct"
     hooks = ("hook_resid_post",)
+    engines = ("reference", "fast")
     datasets = ("cais/wmdp", "cais/mmlu", "wikitext", CORPUS)
 
     def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
