@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training import D_IN, D_SAE, FakeStream, activations, at, make
+from training import D_SAE, FakeStream, activations, at, make
 from twins import exported_and_loaded, saelens_step
 
 from bench import registry
@@ -107,4 +107,6 @@ def test_what_cannot_be_is_refused():
         adapted("matching_pursuit", residual_threshold=0.1)
     with pytest.raises(ValueError, match="k=25 exceeds d_sae=24"):
         adapted("topk", k=25)
-    assert D_IN == 8
+    for architecture, knob in (("topk", "k"), ("gated", "l1_coefficient")):
+        with pytest.raises(ValueError, match=f"{knob}=-1 must be at least 0"):
+            registry.load("variants", f"saelens:{architecture}").Config(**{knob: -1})

@@ -53,6 +53,9 @@ class SAELensConfig:
     lp_norm: float = 1.0
     """Exponent of the norm that is penalised."""
 
+    def __post_init__(self):
+        _check_knob(self)
+
 
 class SAELens(Variant):
     """An architecture that SAELens trains, as `saelens:NAME`; plain `saelens` is `standard`."""
@@ -93,14 +96,13 @@ class SAELens(Variant):
             self.register_parameter(name, parameter)  # the very same ones
         vars(self)["sae"] = sae  # no submodule, or a checkpoint would hold them twice
 
-    def get_extra_state(self) -> float | None:
-        """The threshold of a batch top-k, which SAELens replaces in every step."""
-        threshold = getattr(self.sae, "topk_threshold", None)
-        return None if threshold is None else threshold.item()
+    def get_extra_state(self) -> Tensor:
+        """The threshold of a batch top-k, which SAELens replaces in every step; nan for others."""
+        return torch.as_tensor(getattr(self.sae, "topk_threshold", torch.nan)).detach().clone()
 
-    def set_extra_state(self, state: float | None) -> None:
-        if state is not None:
-            self.sae.topk_threshold = torch.full_like(self.sae.topk_threshold, state)
+    def set_extra_state(self, state: Tensor) -> None:
+        if hasattr(self.sae, "topk_threshold"):
+            self.sae.topk_threshold = state.to(self.sae.topk_threshold)
 
     def start(self, x: Tensor) -> None:
         self.sae.to(device=str(x.device))  # it keeps note of its device
@@ -125,7 +127,7 @@ class SAELens(Variant):
             for name, c in self.sae.get_coefficients().items()
         }
         out = self.sae.training_forward_pass(
-            TrainStepInput(batch.x, coefficients, step.dead, step.index, is_logging_step=False)
+            TrainStepInput(batch.x, coefficients, step.dead, step.number, is_logging_step=False)
         )
         step.fired(torch.count_nonzero(out.feature_acts.detach(), dim=0))
         losses = dict(out.losses)
@@ -139,7 +141,7 @@ class SAELens(Variant):
     def finish(self, stream: Stream) -> None:
         if hasattr(self.sae, "topk_threshold"):
             acts = (self._rectified(batch.x) for batch in stream)
-            self.sae.topk_threshold = ops.threshold_for_l0(acts, self.cfg.k).double()
+            self.sae.topk_threshold = ops.threshold_for_l0(acts, self.sae.cfg.k).double()
 
     def export(self) -> Exported:
         from sae_lens.registry import get_sae_class
@@ -184,16 +186,28 @@ def _of(base: type[SAELens], architecture: str) -> type[Variant]:
             own.append((f.name, hints[f.name], field(default_factory=f.default_factory)))
         else:
             own.append((f.name, hints[f.name]))
-    config = make_dataclass(f"SAELens_{architecture}_Config", own, frozen=True)
+    config = make_dataclass(
+        f"SAELens_{architecture}_Config",
+        own,
+        frozen=True,
+        namespace={"__post_init__": _check_knob},
+    )
     knob = next((KNOBS[name] for name, *_ in own if name in KNOBS), None)
     axes = AXES.get(architecture, base.latent_axis)
     members = {
+        "__doc__": f"SAELens's {architecture}.",
         "Config": config,
         "knob": knob,
         "architecture": architecture,
         "latent_axis": axes,
     }
     return type(f"SAELens_{architecture}", (base,), {"__module__": base.__module__, **members})
+
+
+def _check_knob(config: Any) -> None:
+    for name in KNOBS:
+        if getattr(config, name, 0) < 0:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 0")
 
 
 def _registered() -> dict[str, Any]:
