@@ -218,7 +218,7 @@ class Trainee:
             n_dead=self._n_dead,
             revive=self._revive,
             length=1 / self._n_steps,
-            index=i,
+            number=i,
             seed=self._seed,
             fired=counted.set,
         )

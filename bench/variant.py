@@ -76,7 +76,7 @@ class Step(NamedTuple):
     are forgotten and they count as alive."""
     length: float = 0.0
     """Fraction of training that this step is."""
-    index: int = 0
+    number: int = 0
     """Number of the step, counted from 0."""
     seed: int = 0
     """The SAE's seed, from which `generator` draws."""
@@ -90,7 +90,7 @@ class Step(NamedTuple):
         They follow from seed, step and purpose alone, so that a training that was interrupted
         draws the same as one that was not, and no SAE disturbs another.
         """
-        seed = ops.derived_seed(self.seed, f"step {self.index}: {purpose}")
+        seed = ops.derived_seed(self.seed, f"step {self.number}: {purpose}")
         return torch.Generator(device).manual_seed(seed)
 
     def ends_part(self, fraction: float) -> bool:

@@ -135,7 +135,7 @@ def test_draws_from_the_global_generator_follow_from_seed_and_step_too():
 
 def test_a_step_gives_other_random_numbers_per_purpose_step_and_seed():
     drawn = [
-        torch.rand(4, generator=Step(0.5, 1.0, torch.zeros(1), index=i, seed=s).generator(use))
+        torch.rand(4, generator=Step(0.5, 1.0, torch.zeros(1), number=i, seed=s).generator(use))
         for i, s, use in [(3, 0, "a"), (3, 0, "a"), (4, 0, "a"), (3, 1, "a"), (3, 0, "b")]
     ]
     assert torch.equal(drawn[0], drawn[1])

@@ -58,7 +58,7 @@ def test_nearest_rows_equal_a_loop(seed, m):
 
 
 def test_samples_differ_between_steps_and_are_whole_where_there_is_no_more():
-    first, again, second = (ops.sampled(50, 8, at(50, index=i)) for i in (3, 3, 4))
+    first, again, second = (ops.sampled(50, 8, at(50, number=i)) for i in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, second)
     assert len(first.unique()) == 8
     assert ops.sampled(5, 8, at(5)).tolist() == [0, 1, 2, 3, 4]

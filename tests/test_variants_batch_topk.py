@@ -54,7 +54,7 @@ def test_the_final_threshold_gives_an_l0_of_k_and_no_row_depends_on_another():
 
 def test_until_the_end_the_threshold_follows_the_smallest_kept_activation():
     sae, x = make(BatchTopK, k=2), activations(64)
-    losses_at = [at(index=i, length=1 / 400) for i in range(2)]
+    losses_at = [at(number=i, length=1 / 400) for i in range(2)]
     sae.losses(Batch(x), losses_at[0])
     pre = torch.relu((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
     smallest = pre.flatten().topk(128).values[-1]

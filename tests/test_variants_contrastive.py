@@ -226,7 +226,7 @@ def test_the_weight_follows_progress_and_explained_variance():
         sae = contrastive(adapt_total=adapt_total, ramp=0.5, coef=1.0)
         sae.start(batch.x)
         sae.explained.fill_(0.6)
-        step = at(index=5, progress=0.25, length=1e-9)
+        step = at(number=5, progress=0.25, length=1e-9)
         found[adapt_total] = sae.losses(batch, step)["contrast"].item()
     assert found[True] == pytest.approx(0.5 * 0.6 * found[False], rel=1e-4)
 

@@ -48,7 +48,7 @@ def largest_of_a_step(name: str, n_contexts: int, d_sae: int, d_in: int = 16) ->
     x = activations(n_contexts * 17, d_in).view(n_contexts, 17, d_in)
     batch, dead = batch_of(x), list(range(0, d_sae, 4))
     sae.start(batch.x)
-    step = at(d_sae, dead=dead, index=3, length=1.0, progress=0.45, revive=lambda latents: None)
+    step = at(d_sae, dead=dead, number=3, length=1.0, progress=0.45, revive=lambda latents: None)
     with Largest() as largest:
         sum(sae.losses(batch, step).values()).backward()
         sae.after_backward(step)

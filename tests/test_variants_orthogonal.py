@@ -149,9 +149,9 @@ def test_training_with_it_lowers_the_largest_cosines():
 def test_the_total_weight_follows_progress_and_explained_variance():
     sae, x = adaptive(ramp=0.5, ev_low=0.2, ev_high=0.8), activations(64)
     set_weights(sae, W_dec=torch.zeros(D_SAE, D_IN), b_dec=x.mean(0))
-    assert sae.total_share(x, at(index=0, progress=0.25)).item() == 0  # explains nothing
+    assert sae.total_share(x, at(number=0, progress=0.25)).item() == 0  # explains nothing
     sae.explained.fill_(0.5)  # half way between ev_low and ev_high, half way up the ramp
-    share = sae.total_share(x, at(index=5, progress=0.25, length=1e-9))
+    share = sae.total_share(x, at(number=5, progress=0.25, length=1e-9))
     assert share.item() == pytest.approx(0.25, rel=1e-3)
     assert not share.requires_grad
 
@@ -172,7 +172,7 @@ def test_groups_are_found_anew_every_so_often():
     seen = []
     for i in range(20):
         sae.groups.fill_(-1)
-        sae.after_step(Batch(x), at(index=i, progress=i / 20, length=1 / 20))
+        sae.after_step(Batch(x), at(number=i, progress=i / 20, length=1 / 20))
         seen.append(int(sae.groups.max()) >= 0)
     assert [i for i, found in enumerate(seen) if found] == [0, 4, 9, 14, 19]
 

@@ -15,7 +15,7 @@ def penalties(sae, x, n_steps=N_STEPS):
     """What ours adds to the loss in each step, its weights standing still."""
     found = []
     for i in range(n_steps):
-        step = at(index=i, length=1 / n_steps, progress=i / n_steps)
+        step = at(number=i, length=1 / n_steps, progress=i / n_steps)
         found.append(sae.losses(Batch(x[i]), step)["sparsity"].item())
         set_weights(sae, W_dec=sae.W_dec)  # a version of the weights that no step has moved
         sae.after_step(Batch(x[i]), step)
@@ -88,7 +88,7 @@ def test_losses_equal_dictionary_learning(root):
         trainer.ae.bias.copy_(sae.b_dec)
     x = activations(N_STEPS * 16).view(N_STEPS, 16, D_IN)
     for i in range(N_STEPS):
-        step = at(index=i, length=1 / N_STEPS)
+        step = at(number=i, length=1 / N_STEPS)
         ours = sum(sae.losses(Batch(x[i]), step).values())
         theirs = trainer.loss(x[i], step=i)
         torch.testing.assert_close(ours, theirs)

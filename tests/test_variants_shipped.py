@@ -81,5 +81,5 @@ def test_no_variant_draws_from_the_global_numbers():
         sae = make(registry.load("variants", name), **settings(name))
         sae.start(batch.x)
         before = torch.get_rng_state()
-        sae.losses(batch, at(index=3, length=0.05))
+        sae.losses(batch, at(number=3, length=0.05))
         assert torch.equal(torch.get_rng_state(), before), name

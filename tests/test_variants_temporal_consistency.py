@@ -103,7 +103,7 @@ def test_training_with_it_makes_neighbours_alike(tmp_path):
 def test_the_running_mean_starts_at_the_first_batch_and_leaves_special_tokens_out():
     sae, batch = temporal(), contexts()
     batch.contexts[:, 0] = 100.0  # BOS
-    sae.losses(batch, at(index=0))
+    sae.losses(batch, at(number=0))
     f = sae.encode(batch.contexts[batch.mask]) * sae.W_dec.norm(dim=-1)
     torch.testing.assert_close(sae.mean_f, f.mean(0).detach())
 
@@ -155,14 +155,14 @@ def test_adaptive_weights_follow_the_running_losses():
     f, mask = random_f(4, 8), torch.ones(4, 8, dtype=torch.bool)
     sae = temporal(adapt_scales=True)
     sae.mean_f.copy_(f[mask].mean(0))
-    found = sae.consistency(f, mask, at(index=0, progress=1.0)).item()
+    found = sae.consistency(f, mask, at(number=0, progress=1.0)).item()
     short, medium, _ = sae.scale_losses.tolist()
     assert found == pytest.approx((short**2 + medium**2) / (short + medium), rel=1e-4)
     sae = temporal(adapt_total=True, coef=1.0)
     batch = contexts()
     sae.start(batch.x)
     set_weights(sae, W_dec=torch.zeros(D_SAE, D_IN))
-    assert sae.losses(batch, at(index=0))["consistency"].item() == 0  # explains nothing yet
+    assert sae.losses(batch, at(number=0))["consistency"].item() == 0  # explains nothing yet
 
 
 @pytest.mark.parametrize("gate", ["bias", "scale"])

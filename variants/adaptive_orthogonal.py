@@ -105,7 +105,7 @@ class AdaptiveOrthogonal(Variant):
     def after_step(self, batch: Batch, step: Step) -> None:
         super().after_step(batch, step)
         every = self.cfg.update_every
-        if self.cfg.share < 1 and (step.index == 0 or step.ends_part(every)):
+        if self.cfg.share < 1 and (step.number == 0 or step.ends_part(every)):
             self.regroup(batch.x, step)
 
     def orthogonality(self, rows: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class AdaptiveOrthogonal(Variant):
         """Share in [0, 1] of the total weight: how far training and explained variance are."""
         x = x[:EV_ROWS]
         now = 1 - ops.unexplained_variance(x, self(x))
-        first = step.index == 0
+        first = step.number == 0
         mean = ops.running(self.explained, now, step.length, EV_MEMORY, is_first=first)
         self.explained.copy_(mean)
         low, high = self.cfg.ev_low, self.cfg.ev_high

@@ -269,7 +269,7 @@ class Contrastive(Variant):
         """Running explained variance, in [0, 1]."""
         x = x[:EV_ROWS]
         now = 1 - ops.unexplained_variance(x, self(x))
-        first = step.index == 0
+        first = step.number == 0
         mean = ops.running(self.explained, now, step.length, EV_MEMORY, is_first=first)
         self.explained.copy_(mean)
         return mean.clamp(0, 1)

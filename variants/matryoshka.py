@@ -119,7 +119,7 @@ class Matryoshka(Variant):
         """Move the threshold towards the smallest activation that the batch has kept."""
         smallest = f.masked_fill(f <= 0, torch.inf).amin()
         smallest = torch.where(smallest.isinf(), self.threshold, smallest)
-        rate = 1.0 if step.index == 0 else min(step.length / THRESHOLD_MEMORY, 1.0)
+        rate = 1.0 if step.number == 0 else min(step.length / THRESHOLD_MEMORY, 1.0)
         self.threshold.lerp_(smallest, rate)
 
     def _auxk(self, x: Tensor, x_hat: Tensor, step: Step) -> Tensor:

@@ -83,7 +83,7 @@ class PAnneal(Variant):
 
     def losses(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         f = self.encode(batch.x)
-        n_done = self._n_done(step.index, step)
+        n_done = self._n_done(step.number, step)
         penalty = self._norm(f, self._p(n_done))
         if n_done:
             self._remember(penalty.detach(), self._norm(f.detach(), self._p(n_done + 1)), step)
@@ -98,8 +98,8 @@ class PAnneal(Variant):
 
     def after_step(self, batch: Batch, step: Step) -> None:
         ops.normalise_rows_(self.W_dec)
-        n_done = self._n_done(step.index, step)
-        if n_done and self._n_done(step.index + 1, step) > n_done:
+        n_done = self._n_done(step.number, step)
+        if n_done and self._n_done(step.number + 1, step) > n_done:
             now, later = self.recent.nanmean(1)
             # a new buffer: the old one is part of the graph that was just used
             self.coef = torch.where(later > 0, self.coef * now / later, self.coef)
@@ -126,4 +126,4 @@ class PAnneal(Variant):
     @torch.no_grad()
     def _remember(self, now: Tensor, later: Tensor, step: Step) -> None:
         """Keep the penalty at this exponent and at the next one for the coming update."""
-        self.recent[:, step.index % self.cfg.queue] = torch.stack([now, later])
+        self.recent[:, step.number % self.cfg.queue] = torch.stack([now, later])

@@ -183,7 +183,7 @@ class TemporalConsistency(Variant):
         if self.cfg.adapt_scales:
             with torch.no_grad():
                 now = torch.where(has, losses, self.scale_losses)
-                first = step.index == 0
+                first = step.number == 0
                 mean = ops.running(self.scale_losses, now, step.length, MEMORY, is_first=first)
                 self.scale_losses.copy_(mean)
             weights = weights * self.scale_losses
@@ -258,7 +258,7 @@ class TemporalConsistency(Variant):
     def _follow_mean(self, f: Tensor, mask: Tensor, step: Step) -> None:
         weights = mask[..., None].to(f)
         now = (f * weights).sum((0, 1)) / weights.sum().clamp_min(1)
-        first = step.index == 0
+        first = step.number == 0
         self.mean_f = ops.running(self.mean_f, now, step.length, MEMORY, is_first=first)
 
     @torch.no_grad()
@@ -266,7 +266,7 @@ class TemporalConsistency(Variant):
         """Running explained variance, in [0, 1]."""
         x = x[:EV_ROWS]
         now = 1 - ops.unexplained_variance(x, self(x))
-        first = step.index == 0
+        first = step.number == 0
         mean = ops.running(self.explained, now, step.length, MEMORY, is_first=first)
         self.explained.copy_(mean)
         return mean.clamp(0, 1)

@@ -117,7 +117,7 @@ def losses_are_numbers(r: Rehearsal) -> Iterator[Problem]:
         variant, batch = r.started(), r.batch()
         if has_zero:
             batch = batch._replace(x=batch.x.index_fill(0, torch.tensor(3), 0.0))
-        at = step(progress=progress, n_dead=n_dead, index=int(progress * 100))
+        at = step(progress=progress, n_dead=n_dead, number=int(progress * 100))
         terms = r.terms(variant, batch, at)
         problem = _unlike_losses(terms)
         if problem:
@@ -152,7 +152,7 @@ def every_parameter_learns(r: Rehearsal) -> Iterator[Problem]:
     variant = r.started()
     seen = dict.fromkeys((n for n, p in variant.named_parameters() if p.requires_grad), None)
     for index in range(4):
-        at = step(n_dead=D_SAE // 4, progress=index / 4, index=index * 25)
+        at = step(n_dead=D_SAE // 4, progress=index / 4, number=index * 25)
         variant.zero_grad(set_to_none=True)
         _total(r, variant, r.batch(), at).backward()
         for name, p in variant.named_parameters():

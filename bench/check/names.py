@@ -60,7 +60,8 @@ def assigned_attributes(tree: ast.AST) -> set[str]:
     """Names of attributes that are written anywhere, on whatever object, or registered by name."""
     nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and len(n.args) > 1]
-    registered = {a.value for c in calls for a in c.args[:2] if isinstance(a, ast.Constant)}
+    constants = (a.value for c in calls for a in c.args[:2] if isinstance(a, ast.Constant))
+    registered = {value for value in constants if isinstance(value, str)}
     return {n.attr for n in nodes if not isinstance(n.ctx, ast.Load)} | registered
 
 

@@ -225,7 +225,7 @@ def step(d_sae: int = D_SAE, *, progress: float = 0.5, n_dead: int = 0, index: i
         dead=torch.arange(d_sae) < n_dead,
         n_dead=n_dead,
         length=1 / N_STEPS,
-        index=index,
+        number=index,
     )
 
 

@@ -43,7 +43,7 @@ class Racer:
 
     def step(self, i: int) -> None:
         dead = torch.zeros(D_SAE, dtype=torch.bool)
-        step = Step(progress=0.3, sparsity_warmup=1.0, dead=dead, length=1e-6, index=i + 1)
+        step = Step(progress=0.3, sparsity_warmup=1.0, dead=dead, length=1e-6, number=i + 1)
         start = time.process_time()
         loss = torch.stack(list(self.sae.losses(self.batch, step).values())).sum()
         self.adam.zero_grad(set_to_none=True)
