@@ -3,16 +3,20 @@
 from collections import Counter
 
 import pytest
+import torch
 
+from bench.counters import counting
 from bench.datasets import LocalHub
 from bench.suite import Failed
 from bench.unlearning import grid
+from bench.unlearning.asking import LETTERS, last_position
+from bench.unlearning.clamping import Clamping
 from bench.unlearning.engine import make_engine
 from suites.unlearning import UnlearningSuite
 from tests import nano, tiny
 
 SIDE = ("high_school_us_history", "human_aging")
-QUESTIONS = 16
+QUESTIONS = 12
 CFG = UnlearningSuite.Config(
     dataset_names=("wmdp-bio", *SIDE),
     retain_thresholds=(0.02, 0.2),
@@ -112,3 +116,37 @@ def test_the_suite_runs_on_either_engine(tmp_path, hub):
     assert isinstance(failed.error, TypeError)
     assert last.metrics == first.metrics
     assert last.units == first.units
+
+
+def test_the_work_of_answers_is_what_the_formula_says(engines):
+    """An intervention costs the blocks between hook and last block, and one position after."""
+    fast, (handle,) = engines["fast"], nano.handles("relu")
+    x, n_blocks = fast.x[2][:12], fast.asker.model.cfg.n_layers
+    with torch.no_grad(), counting([fast.asker.model], [handle.sae]) as work:
+        clamping = Clamping(fast.asker, handle.sae, x, list(range(40)))
+        wanted = [
+            w
+            for multiplier in (10, 100)
+            for w in clamping.interventions(list(range(0, 40, 2)), multiplier)
+            if w.latents
+        ]
+        assert len(clamping.answers(wanted)) == len(wanted) > 0
+    n_tokens = sum(len(x[w.prompt]) for w in wanted)
+    assert work.lm_block_tokens == n_tokens * (n_blocks - 1 - 3) + len(wanted)
+    assert work.unembed_tokens == len(wanted)
+    assert work.sae_encoded_tokens == sum(map(len, x))
+
+
+def test_reading_the_end_of_a_prompt_is_reading_the_whole(engines):
+    asker, model = engines["fast"].asker, engines["fast"].asker.model
+    texts = [q.prompt("human_aging") for q in engines["fast"]._questions["human_aging"]]
+    tokens = asker.tokens(texts)
+    with torch.no_grad():
+        for one in tokens[:4]:
+            x = model(one[None], stop_at_layer=4)
+            whole = model.blocks[4](x)[:, -1:]
+            assert torch.allclose(last_position(model.blocks[4], x), whole, atol=1e-4, rtol=1e-5)
+        letters = model.to_tokens(LETTERS, prepend_bos=False).flatten()
+        logits = torch.stack([model(one[None])[0, -1, letters] for one in tokens])  # [n, 8]
+    answers = logits.reshape(-1, 2, 4).amax(1).argmax(-1)
+    assert asker.read(tokens) == answers.tolist()
