@@ -217,7 +217,7 @@ def same(a: Any, b: Any) -> bool:
     return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-def step(d_sae: int = D_SAE, *, progress: float = 0.5, n_dead: int = 0, index: int = 50) -> Step:
+def step(d_sae: int = D_SAE, *, progress: float = 0.5, n_dead: int = 0, number: int = 50) -> Step:
     """What a trainer tells; the first `n_dead` latents are dead."""
     return Step(
         progress=progress,
@@ -225,7 +225,7 @@ def step(d_sae: int = D_SAE, *, progress: float = 0.5, n_dead: int = 0, index: i
         dead=torch.arange(d_sae) < n_dead,
         n_dead=n_dead,
         length=1 / N_STEPS,
-        number=index,
+        number=number,
     )
 
 
