@@ -30,11 +30,12 @@ SUITES = {
         "precalc_k_sparse_probe_sae_acts": True,
     },
     "unlearning": {
-        "dataset_size": 128,
+        "dataset_size": 400,
         "seq_len": 128,
         "llm_batch_size": 32,
+        "retain_thresholds": [0.0005, 0.001],
         "multipliers": [200],
-        "n_features_list": [20, 40],
+        "n_features_list": [40, 80],
     },
 }
 
@@ -46,9 +47,9 @@ def cells(tmp_path_factory):
         name="shipped",
         model="nano",
         hook_name="blocks.2.hook_resid_post",
-        train=TrainConfig(d_sae=1536, tokens=300_000, batch_size=256, lr=2e-3),
-        variants=(VariantConfig("topk", {"k": 8}),),
-        controls=(ControlConfig("random", 8.0), ControlConfig("mean")),
+        train=TrainConfig(d_sae=1536, tokens=500_000, batch_size=256, lr=2e-3),
+        variants=(VariantConfig("topk", {"k": 4}),),
+        controls=(ControlConfig("random", 4.0), ControlConfig("mean")),
         suites=SUITES,
     )
     found = run(config, tmp_path_factory.mktemp("run") / "out", lambda *args, **kwargs: None)
