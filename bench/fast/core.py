@@ -39,16 +39,6 @@ MEANS = {
 }
 """sae_bench's metrics that are means over all tokens, by its groups."""
 
-BEHAVIOUR, PERFORMANCE = "model_behavior_preservation", "model_performance_preservation"
-MEANS = {
-    BEHAVIOUR: ("kl_div_with_ablation", "kl_div_with_sae"),
-    PERFORMANCE: ("ce_loss_with_ablation", "ce_loss_with_sae", "ce_loss_without_sae"),
-    "reconstruction_quality": ("explained_variance_legacy", "mse", "cossim"),
-    "shrinkage": ("l2_norm_in", "l2_norm_out", "l2_ratio", "relative_reconstruction_bias"),
-    "sparsity": ("l0", "l1"),
-}
-"""sae_bench's metrics that are means over all tokens, by its groups."""
-
 Values = defaultdict[str, "list[Tensor]"]
 
 
