@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import memory
+from bench import memory, registry
 from bench.config import RunConfig, load_config
 from bench.models import resolve
 from bench.preflight_stream import problems
@@ -70,7 +70,7 @@ def test_true_shapes_of_gemma_take_the_memory_that_was_estimated():
     free = memory.available("cpu")
     if free is not None and free < 10 * GB:
         pytest.skip(f"{free / GB:.0f} GB of memory free, needs 10")
-    variants = ["relu", "topk", "batch_topk", "jumprelu", "gated", "matryoshka", "vanilla"]
+    variants = registry.names("variants")
     script = [sys.executable, str(ROOT / "tests" / "true_shapes.py"), "2", *variants]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -4,7 +4,6 @@
 Of the model only the number of layers is smaller, and the numbers are float32 on a CPU.
 """
 
-import gc
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ from bench.reader import drop_behind
 from bench.shapes import GEMMA_2_2B
 from bench.texts import Text
 from bench.trainee import Trainee
+from tests import resident
 
 
 def main(n_layers: int, names: list[str]) -> None:
@@ -47,18 +47,18 @@ def main(n_layers: int, names: list[str]) -> None:
     found = {"estimate": asdict(memory.estimate(config, shape, 1)), "variants": {}}
     found["loading_estimate"] = memory.loading(shape, "float32")
     model = _model(n_layers)
-    found["loaded"] = _peak()
+    found["loaded"] = resident.peak()
     drop_behind(model, config.hook_name)
-    _forget()
-    found["model"] = _resident()
+    resident.forget()
+    found["model"] = resident.now()
     stream = ActivationStream(
         model, config.hook_name, _texts, config.train, data_seed=0, needs_sequences=True
     )
     start = time.perf_counter()
     assert stream.d_in == 2304 and stream.scale > 0
-    found["reading"], found["reading_s"] = _peak(), time.perf_counter() - start
+    found["reading"], found["reading_s"] = resident.peak(), time.perf_counter() - start
     for name in names:
-        _forget()
+        resident.forget()
         found["variants"][name] = _train(name, config.train, stream)
         sys.stderr.write(f"{name}: {found['variants'][name]}\n")  # a long run shows where it is
     sys.stdout.write(json.dumps(found))
@@ -71,7 +71,7 @@ def _train(name: str, train: TrainConfig, stream: ActivationStream) -> dict[str,
     trainee = Trainee(name, sae, train, stream.n_steps)
     train_in_loop([trainee], stream)
     return {
-        "peak": _peak(),
+        "peak": resident.peak(),
         "wall_s": time.perf_counter() - start,
         "stop_reason": trainee.outcome.stop_reason,
         "n_steps": trainee.outcome.n_steps,
@@ -98,28 +98,6 @@ def _texts():
     words = alphabetic_words(make_world())
     for i in range(400):
         yield Text(" ".join(words[(i * 7 + j) % len(words)] for j in range(60)), f"c{i // 2}")
-
-
-def _forget() -> None:
-    """Give free memory back, and count the peak from here."""
-    gc.collect()
-    import ctypes
-
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _resident() -> int:
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import os
 import pytest
 
 ROWS = pytest.StashKey[list[dict]]()
+TRAININGS = pytest.StashKey[list[str]]()
 HEAD = ("side", "CPU ms per SAE-step: median", "min", "wall", "CPU ratio to ours")
 
 
 def pytest_configure(config):
-    config.stash[ROWS] = []
+    config.stash[ROWS], config.stash[TRAININGS] = [], []
     os.environ.setdefault("TQDM_DISABLE", "1")  # SAELens's bar
 
 
@@ -17,6 +18,12 @@ def pytest_configure(config):
 def scoreboard(request) -> list[dict]:
     """Append a dict per side."""
     return request.config.stash[ROWS]
+
+
+@pytest.fixture
+def trainings(request) -> list[str]:
+    """Append a row of the table of whole trainings."""
+    return request.config.stash[TRAININGS]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -31,6 +38,11 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(
             f"| {row['side']} | {' | '.join(numbers)} | {row['ratio']:.2f} |"
         )
-    if rows:
+    if trainings := config.stash[TRAININGS]:
+        head = ("variant", "wall s", "of it the model's", "peak MB", "peak MB above the start")
+        terminalreporter.write_line(f"\n| {' | '.join(head)} |\n|---|---|---|---|---|")
+        for row in trainings:
+            terminalreporter.write_line(row)
+    if rows or trainings:
         load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
         terminalreporter.write_line(f"\nload average {load} on {os.cpu_count()} CPUs")
