@@ -57,7 +57,7 @@ class MetricValue:
     direction: str
     headline: bool
     reason: str = ""
-    """Why `value` is None."""
+    """Why `value` is None, or what has to be known beside it."""
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,14 @@ class Scored(NamedTuple):
     saebench: dict[str, Any] | None
     """The JSON that sae_bench's own output class accepts, or None where sae_bench wrote none."""
     reasons: dict[str, str] = {}
-    """Metric name -> why its value is None."""
+    """Metric name -> why its value is None, or what has to be known beside it."""
     invalid: str | None = None
     """Why no number means anything for this SAE (dead, nothing fires): it is never ranked."""
     wall_s: float = 0.0
     work: dict[str, int] = {}
     """What was computed, see bench.counters."""
+    files: dict[str, Any] = {}
+    """Name of a JSON file to keep beside the cell -> its content."""
 
 
 class Failed(NamedTuple):
@@ -63,6 +65,17 @@ class Failed(NamedTuple):
 
     label: str
     error: Exception
+
+
+class Skipped(NamedTuple):
+    """Why one SAE cannot be asked at all, though nothing went wrong: the cell is `skipped`."""
+
+    label: str
+    reason: str
+
+
+Answer = Scored | Failed | Skipped
+"""What a suite yields for one SAE."""
 
 
 class SaeHandle(NamedTuple):
@@ -97,7 +110,7 @@ class Suite(ABC):
         self.cfg = self.Config() if cfg is None else cfg
 
     @abstractmethod
-    def run(self, ctx: "EvalContext", saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
+    def run(self, ctx: "EvalContext", saes: list[SaeHandle]) -> Iterator[Answer]:
         """One result per SAE, in order. An exception fails the cell it was raised in.
 
         After an exception the suite is run again on the SAEs behind it; where they share work,

@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from bench.keys import versions
 from bench.ledger import PlannedCell
 from bench.result import Cell, MetricValue, State, UnitValue
 from bench.strict import build
-from bench.suite import Failed
+from bench.suite import Failed, Skipped
 
 if TYPE_CHECKING:
     from bench.context import EvalContext
@@ -53,6 +54,9 @@ def evaluate(job: SuiteJob, suite: "Suite", ctx: "EvalContext") -> None:
                 cell, _ = ready.pop(0)
                 if isinstance(scored, Failed):
                     _fail(job, cell, scored.error)
+                    continue
+                if isinstance(scored, Skipped):
+                    _skip(job, cell, scored.reason)
                     continue
                 LOG.info("%s on %s: %.1f s", job.suite, scored.label, scored.wall_s)
                 _write(job, cell, scored, suite.metrics)
@@ -93,13 +97,14 @@ def to_cell(
 
 def _checked(metric: "Metric", scored: "Scored") -> MetricValue:
     value = scored.metrics.get(metric.name)
-    reason = scored.reasons.get(metric.name, "the suite gave no value")
+    note = scored.reasons.get(metric.name, "")
+    reason = note or "the suite gave no value"
     if value is not None and not math.isfinite(value):
         value, reason = None, f"is {value}"
     elif value is not None and not metric.low <= value <= metric.high:
         value, reason = None, f"{value:g} is outside [{metric.low:g}, {metric.high:g}]"
     return MetricValue(
-        metric.name, value, metric.direction, metric.headline, "" if value is not None else reason
+        metric.name, value, metric.direction, metric.headline, note if value is not None else reason
     )
 
 
@@ -115,8 +120,11 @@ def _write(
 ) -> None:
     try:
         cell = to_cell(job, planned, scored, metrics)
+        files = scored.files
         if scored.saebench is not None:
-            write_atomic(planned.folder / SAE_BENCH_FILE, json.dumps(scored.saebench, indent=1))
+            files = files | {SAE_BENCH_FILE: scored.saebench}
+        for name, content in files.items():
+            write_atomic(planned.folder / name, json.dumps(content, indent=1))
         cell.save(planned.folder)
     except Exception as error:
         _fail(job, planned, error)
@@ -129,17 +137,23 @@ def _fail(job: SuiteJob, planned: PlannedCell, error: Exception) -> None:
     failed(job, planned, " ".join(reason.split()), detail).save(planned.folder)
 
 
+def _skip(job: SuiteJob, planned: PlannedCell, reason: str) -> None:
+    LOG.warning("%s on %s skipped: %s", job.suite, planned.sae.label, reason)
+    replace(failed(job, planned, reason), state="skipped").save(planned.folder)
+
+
 def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle | None":
     """The SAE as saved, or None after its cell was settled without it."""
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from bench.checkpoint import load_sae
     from bench.suite import SaeHandle
 
     kind = planned.sae.hook_name.rpartition(".")[2]
     if kind not in suite.hooks:
-        reason = f"suite {job.suite!r} can only score {', '.join(suite.hooks)}, not {kind}"
-        replace(failed(job, planned, reason), state="skipped").save(planned.folder)
+        _skip(
+            job, planned, f"suite {job.suite!r} can only score {', '.join(suite.hooks)}, not {kind}"
+        )
         return None
     try:
         return SaeHandle(

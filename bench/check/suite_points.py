@@ -12,7 +12,7 @@ import torch
 from bench import ops, registry
 from bench.check.report import Point, Problem
 from bench.strict import build
-from bench.suite import Failed, Metric, SaeHandle, Scored, Side, Suite
+from bench.suite import Answer, Failed, Metric, SaeHandle, Scored, Side, Skipped, Suite
 
 LAYER, D_SAE = 2, 64
 SEED = 42
@@ -40,7 +40,7 @@ class SuiteRehearsal:
         return self.cls.rehearsal
 
     @cached_property
-    def answers(self) -> list[Scored | Failed]:
+    def answers(self) -> list[Answer]:
         """What it says of each SAE."""
         from bench.context import EvalContext
         from bench.datasets import LocalHub
@@ -121,6 +121,8 @@ def answers_for_each(r: SuiteRehearsal) -> Iterator[Problem]:
     for answer in r.answers:
         if isinstance(answer, Failed):
             yield Problem(f"failed on {answer.label!r}: {answer.error}")
+        elif isinstance(answer, Skipped):
+            yield Problem(f"skipped {answer.label!r}: {answer.reason}")
         elif not answer.invalid:
             yield from _outside(answer, r.cls.metrics)
 
