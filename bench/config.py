@@ -127,12 +127,24 @@ class RunConfig:
     """Width of the activations, to be checked against the model; None takes the model's."""
     activation_cache_gb: float = 0.0
     """Most disk space in GB for training activations that later runs use again; 0 keeps none."""
+    cell_timeout_s: float = 21_600.0
+    """A suite's process that ends no cell for this many seconds is taken to hang, and is ended."""
     eval_cache_gb: float = 10.0
     """Most disk space in GB for what the suites compute once for all SAEs; 0 keeps none."""
 
 
 WITHOUT_EFFECT = ("checkpoint_every", "log_to")
 """Fields of TrainConfig that change no weight, and so no key."""
+OPTIMISER = (
+    "lr",
+    "betas",
+    "warmup_fraction",
+    "sparsity_warmup_fraction",
+    "decay_from",
+    "dead_window_fraction",
+    "grad_clip",
+)
+"""Fields of TrainConfig that change only what is trained: no control, no SAE of others."""
 
 
 def default_config() -> Path:

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,6 +28,11 @@ PACKAGES = (
     "transformers",
 )
 """Packages whose version can change a number."""
+TYPE_CHECKS = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+"""Conditions that are never true when the code runs."""
+SETTLED_S = 2.0
+"""A file that was written longer ago than this, in seconds, shows an edit by its time."""
+_FILE_KEYS: dict[tuple[Path, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,18 @@ def content_key(content: Any) -> str:
 
 
 def file_key(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Hash of a file's bytes, read once per process as long as nobody writes to the file."""
+    stat = path.stat()
+    identity = (path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    known = _FILE_KEYS.get(identity)
+    if known is not None:
+        return known
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+    # clocks of file systems are coarse: an edit that follows at once may leave the same time
+    if time.time() - stat.st_mtime > SETTLED_S:
+        _FILE_KEYS[identity] = key
+    return key
 
 
 def folder_key(folder: Path) -> str:
@@ -74,15 +89,23 @@ def folder_key(folder: Path) -> str:
 
 
 def source_key(path: Path) -> str:
-    """Hash of a source file and of all that it imports, also indirectly, from us or its package."""
-    seen: dict[Path, str] = {}
+    """Hash of a source file and of all that it imports, also indirectly, from us or its package.
+
+    What is imported for the type checker alone does not count, nor what a plugin loads by name.
+    """
+    return content_key(sorted((p.name, file_key(p)) for p in sources(path)))
+
+
+def sources(path: Path) -> set[Path]:
+    """The files whose content `source_key` covers."""
+    seen: set[Path] = set()
     waiting = [path]
     while waiting:
         here = waiting.pop()
         if here not in seen:
-            seen[here] = file_key(here)
-            waiting.extend(_imported(here))
-    return content_key(sorted((p.name, key) for p, key in seen.items()))
+            seen.add(here)
+            waiting.extend(_imported(here, file_key(here), ROOT))
+    return seen
 
 
 @cache
@@ -91,22 +114,47 @@ def versions() -> dict[str, str]:
     return {"sae-verdict": __version__} | {p: importlib.metadata.version(p) for p in PACKAGES}
 
 
-def _imported(path: Path) -> Iterator[Path]:
-    """Files of our modules, and of its own package, that a file imports, wherever in it."""
-    roots = dict.fromkeys(OURS, ROOT) | _own_package(path)
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        names: list[str] = []
+@cache  # a new content is a new key; 80 SAEs share most of their files
+def _imported(path: Path, key: str, ours: Path) -> tuple[Path, ...]:
+    """Files of our modules, and of its own package, that a file imports, wherever in it.
+
+    `key` is that of its content, `ours` the folder that our packages lie in.
+    """
+    roots = dict.fromkeys(OURS, ours) | _own_package(path)
+    found: dict[Path, None] = {}
+    for level, name in _imports(path):
+        root = path.parents[level - 1] if level else roots.get(name.split(".")[0])
+        if root:
+            found |= dict.fromkeys(_files(root, name.split(".")))
+    return tuple(found)
+
+
+def _files(root: Path, parts: list[str]) -> Iterator[Path]:
+    """What Python runs to import a module: its file, and that of every package around it."""
+    for i in range(1, len(parts) + 1):
+        here = root.joinpath(*parts[:i])
+        # as Python does: the package bench/ goes before the script bench.py
+        candidates = (here / "__init__.py", here.with_suffix(".py"))
+        yield from [f for f in candidates if f.is_file()][:1]
+
+
+def _imports(path: Path) -> tuple[tuple[int, str], ...]:
+    """(dots, module) of every import that the file makes when it runs."""
+    found: list[tuple[int, str]] = []
+    waiting: list[ast.AST] = [ast.parse(path.read_bytes())]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             # `from bench import ops` names a module, `from bench.ops import mse` does not
-            module = node.module or ""
-            names = [module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)]
-        level = node.level if isinstance(node, ast.ImportFrom) else 0
-        for name in filter(None, names):
-            root = path.parents[level - 1] if level else roots.get(name.split(".")[0])
-            if root and (file := root.joinpath(*name.split(".")).with_suffix(".py")).is_file():
-                yield file
+            names = [node.module or "", *(f"{node.module or ''}.{a.name}" for a in node.names)]
+            found += [(node.level, name.strip(".")) for name in names]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in TYPE_CHECKS:
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return tuple((level, name) for level, name in found if name)
 
 
 def _own_package(path: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import controls, registry, saelens_import
-from bench.config import WITHOUT_EFFECT, ControlConfig, RunConfig, SaelensConfig, VariantConfig
+from bench.config import OPTIMISER, WITHOUT_EFFECT, ControlConfig, RunConfig, SaelensConfig, VariantConfig
 from bench.errors import UserError
 from bench.keys import content_key, folder_key, source_key, versions
 from bench.models import ModelSpec
@@ -15,6 +15,10 @@ from bench.strict import build
 from bench.texts import text_key
 from bench.validate import check_step_holds_contexts
 from bench.variant import Knob, Variant
+
+
+TRAINER = Path(__file__).with_name("train.py")
+"""What trains imports all that decides weights beside the variants: stream, loop, search."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,11 @@ def roster(
 
 def _shared(config: RunConfig, spec: ModelSpec, data_revision: str) -> dict[str, Any]:
     """What decides the weights of every SAE of the run."""
-    source = Path(spec.source)
-    train = asdict(config.train)
+    model, train = Path(spec.source), asdict(config.train)
     return {
         "train": {name: value for name, value in train.items() if name not in WITHOUT_EFFECT},
-        "model": folder_key(source) if spec.is_local else spec.source,
+        "trainer": source_key(TRAINER),
+        "model": folder_key(model) if spec.is_local else spec.source,
         "hook_name": config.hook_name,
         "data_seed": config.data_seed,
         "data_revision": text_key(config.train.dataset) or data_revision,
@@ -163,18 +167,25 @@ def _aimed(what: VariantConfig, target_l0: float, knob: Knob | None, cfg: Any, w
     return replace(cfg, **{knob.name: max(1, round(target_l0))}) if knob.native else cfg
 
 
+def _untrained(shared: dict[str, Any]) -> dict[str, Any]:
+    """What decides the weights of an SAE that takes no step."""
+    train = {name: value for name, value in shared["train"].items() if name not in OPTIMISER}
+    return {**shared, "train": train}
+
+
 def _controls(
     what: ControlConfig, seeds: Iterable[int], shared: dict[str, Any]
 ) -> list[ControlEntry]:
     controls.check(what)
     source = source_key(Path(controls.__file__))
     chosen = {} if what.target_l0 is None else {"target": what.target_l0}
+    content = {**_untrained(shared), "what": asdict(what), "source": source}
     return [
         ControlEntry(
             label=_label(what, chosen, seed),
             seed=seed,
             source=source,
-            key=content_key({**shared, "what": asdict(what), "source": source, "seed": seed}),
+            key=content_key({**content, "seed": seed}),
             what=what,
         )
         for seed in seeds
@@ -186,7 +197,7 @@ def _imported(
 ) -> ImportedEntry:
     saelens_import.check(what, spec, config.hook_name)
     source = source_key(Path(saelens_import.__file__))
-    content = {**shared, "what": saelens_import.identity(what), "source": source}
+    content = {**_untrained(shared), "what": saelens_import.identity(what), "source": source}
     return ImportedEntry(
         label=saelens_import.label_of(what),
         seed=0,

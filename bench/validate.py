@@ -68,6 +68,7 @@ def _check_run(config: RunConfig) -> None:
         _check_range(name, seed, 0, 2**32 - 1)  # what numpy's seed accepts
     _check_range("workers", config.workers, 1, 1024)
     _check_range("activation_cache_gb", config.activation_cache_gb, 0.0, float("inf"))
+    _check_range("cell_timeout_s", config.cell_timeout_s, 1.0, float("inf"))
     if config.d_in is not None:
         _check_range("d_in", config.d_in, 1, float("inf"))
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", config.device):
