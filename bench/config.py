@@ -1,7 +1,7 @@
 """The run config: every field with its default, meaning and unit; unknown keys are refused."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +100,7 @@ class RunConfig:
     name: str
     """Label of the run, and its folder below results/."""
     model: str
-    """A name from `bench.py list models`."""
+    """A name from `bench.py list models`, a local folder, or a hub id."""
     hook_name: str
     """Where activations are read, for example `blocks.2.hook_resid_post`."""
     train: TrainConfig
@@ -123,6 +123,9 @@ class RunConfig:
     """Precision of the language model and of the suites."""
     workers: int = 2
     """Suite processes at a time."""
+    instruct: str | None = None
+    """The model's instruct sibling, in the same three ways; None takes that of the table. The model
+    itself if it is one."""
     d_in: int | None = None
     """Width of the activations, to be checked against the model; None takes the model's."""
     activation_cache_gb: float = 0.0
@@ -154,6 +157,7 @@ def default_config() -> Path:
 
 def load_config(path: Path) -> RunConfig:
     """Read and check a run config. Raises UserError in one line for anything that cannot run."""
+    from bench.models import absolute
     from bench.validate import validate
 
     try:
@@ -166,6 +170,8 @@ def load_config(path: Path) -> RunConfig:
         raise UserError(f"config {str(path)!r}: {_one_line(error)}") from error
     try:
         config = build(RunConfig, _with_each_target(_with_empty_suites(raw)))
+        instruct = None if config.instruct is None else absolute(config.instruct)
+        config = replace(config, model=absolute(config.model), instruct=instruct)
         validate(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

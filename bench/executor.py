@@ -59,6 +59,8 @@ class SuiteJob:
     engine: Engine = "reference"
     cache_gb: float = 0.0
     """Most disk space for what is shared by all SAEs; 0 keeps none."""
+    instruct: str | None = None
+    """The model's instruct sibling; None takes that of the table."""
     timeout_s: float | None = None
     """Seconds after which the process is ended; None = no limit."""
 

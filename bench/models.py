@@ -1,13 +1,18 @@
 """Which language models exist, which belong together as base and instruct, and how to load one.
 
-The table and `resolve` import nothing heavy; `load_model` and `check_pair` do.
+A config names a model of the table, a local folder or a hub id, and with `instruct:` its sibling.
+Which model is the instruct one is declared, in the table or by that field, and never guessed from a
+name: "granite-base" contains "it". The table and `resolve` import nothing heavy; `load_model` and
+`check_pair` do.
 """
 
 import json
+import os
+import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bench.errors import UserError
 from bench.keys import content_key, folder_key
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 Kind = Literal["base", "instruct"]
 DType = Literal["float32", "bfloat16"]
 NANO_WEIGHTS = Path(__file__).parent / "nano" / "weights"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -34,17 +40,28 @@ class ModelSpec:
     """Hub id, or a local folder with a Hugging Face checkpoint and its tokenizer."""
     kind: Kind
     """Declared here, never guessed from the name."""
-    n_layers: int
+    n_layers: int | None = None
+    """None where it is not known before the model's files are there."""
     d_model: int | None = None
     """Width of the residual stream; None where not stated."""
     instruct: str | None = None
-    """Name of the instruct sibling of a base model; None where it has none."""
+    """Name, folder or hub id of the instruct sibling of a base model; None where it has none."""
     summary: str = ""
 
     @property
     def is_local(self) -> bool:
         """True if `source` is a folder, so that nothing is fetched."""
         return Path(self.source).is_absolute()
+
+
+def _pair(
+    base: str, it: str, hub: str, n_layers: int, d_model: int, note: str = ""
+) -> tuple[ModelSpec, ModelSpec]:
+    """Two models of one organisation on the hub."""
+    return (
+        ModelSpec(base, "real", f"{hub}/{base}", "base", n_layers, d_model, it, note),
+        ModelSpec(it, "real", f"{hub}/{it}", "instruct", n_layers, d_model, None, note),
+    )
 
 
 MODELS = {
@@ -69,18 +86,12 @@ MODELS = {
             d_model=96,
             summary="embedded, synthetic, nano fine-tuned to answer questions",
         ),
-        ModelSpec(
-            "gemma-2-2b", "real", "google/gemma-2-2b", "base", 26, 2304, "gemma-2-2b-it", "gated"
-        ),
-        ModelSpec(
-            "gemma-2-2b-it", "real", "google/gemma-2-2b-it", "instruct", 26, 2304, None, "gated"
-        ),
-        ModelSpec(
-            "gemma-2-9b", "real", "google/gemma-2-9b", "base", 42, 3584, "gemma-2-9b-it", "gated"
-        ),
-        ModelSpec(
-            "gemma-2-9b-it", "real", "google/gemma-2-9b-it", "instruct", 42, 3584, None, "gated"
-        ),
+        *_pair("gemma-2-2b", "gemma-2-2b-it", "google", 26, 2304, "gated"),
+        *_pair("gemma-2-9b", "gemma-2-9b-it", "google", 42, 3584, "gated"),
+        *_pair("Llama-3.1-8B", "Llama-3.1-8B-Instruct", "meta-llama", 32, 4096, "gated"),
+        *_pair("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct", "Qwen", 24, 896),
+        *_pair("Qwen2.5-1.5B", "Qwen2.5-1.5B-Instruct", "Qwen", 28, 1536),
+        *_pair("Qwen2.5-7B", "Qwen2.5-7B-Instruct", "Qwen", 28, 3584),
         ModelSpec(
             name="pythia-70m-deduped",
             world="real",
@@ -99,11 +110,46 @@ def names() -> list[str]:
     return list(MODELS)
 
 
-def resolve(name: str) -> ModelSpec:
-    """The model called `name`. Raises UserError with the nearest match for an unknown one."""
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    return MODELS[name]
+def resolve(name: str, instruct: str | None = None) -> ModelSpec:
+    """The model that `name` means: one of the table, a local folder, or a hub id.
+
+    `instruct` declares its instruct sibling in the same three ways, in place of the table's; naming
+    the model itself declares that it is one. Raises UserError with the nearest match for a name
+    that is none of these.
+    """
+    spec = MODELS.get(name) or _undeclared(name)
+    if instruct is None:
+        return spec
+    sibling = MODELS.get(instruct) or _undeclared(instruct)
+    if sibling.source == spec.source:
+        return replace(spec, kind="instruct", instruct=None)
+    return replace(spec, instruct=instruct)
+
+
+def _undeclared(name: str) -> ModelSpec:
+    """A model outside the table: a base model until a config says otherwise."""
+    if is_path(name):
+        folder = Path(name).expanduser().resolve()
+        facts = _facts_in(folder)
+        return ModelSpec(folder.name, "real", str(folder), "base", **facts, summary="local folder")
+    of_table = next((spec for spec in MODELS.values() if spec.source == name), None)
+    if of_table is not None:
+        return of_table
+    if HUB_ID.fullmatch(name):
+        return ModelSpec(name, "real", name, "base", summary="on the hub, not in the table")
+    raise unknown("model", name, MODELS)
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name means a local folder: `./x`, `~/x`, `/x`, or a folder that exists."""
+    return name.startswith((".", "~", os.sep)) or (os.sep in name and Path(name).is_dir())
+
+
+def absolute(name: str) -> str:
+    """The same model from any working directory: suites run in folders of their own."""
+    if name in MODELS or not is_path(name):
+        return name
+    return str(Path(name).expanduser().resolve())
 
 
 def on_side(spec: ModelSpec, side: Side) -> ModelSpec:
@@ -117,9 +163,18 @@ def on_side(spec: ModelSpec, side: Side) -> ModelSpec:
     if spec.instruct is None:
         raise UserError(
             f"model={spec.name!r}: has no instruct sibling, so suites on the instruct side cannot "
-            "run; leave them out"
+            "run; declare one with `instruct: NAME or FOLDER`, or leave them out"
         )
-    return resolve(spec.instruct)
+    sibling = resolve(spec.instruct)
+    # of a model outside the table, `instruct:` is the declaration
+    return sibling if sibling.name in MODELS else replace(sibling, kind="instruct")
+
+
+def siblings(spec: ModelSpec) -> tuple[ModelSpec, ...]:
+    """The models on which an SAE of `spec` may be evaluated: itself first, then its pair."""
+    if spec.kind == "base":
+        return (spec,) if spec.instruct is None else (spec, on_side(spec, "instruct"))
+    return (spec, *(s for s in MODELS.values() if s.instruct == spec.name))
 
 
 def weights_key(spec: ModelSpec) -> str:
@@ -142,7 +197,9 @@ def load_model(
         # TransformerLens 4 will replace HookedTransformer, which sae_bench is written for
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
         if spec.is_local:
-            model = _load_folder(Path(spec.source), device, torch_dtype)
+            from bench.local_models import load_folder
+
+            model = load_folder(Path(spec.source), device, torch_dtype)
         else:
             from transformer_lens import HookedTransformer
 
@@ -156,114 +213,18 @@ def load_model(
 def check_pair(base: ModelSpec, instruct: ModelSpec, hook_name: str | None = None) -> None:
     """Raise UserError unless an SAE of `base` can be evaluated on `instruct`.
 
-    Compares declarations, configs and tokenizers, and loads no weights: kinds, d_model, number of
-    layers, vocabulary map, chat template, and that `hook_name` lies in both.
+    Compares declarations, configs and tokenizers, and loads no weights; see `bench.pair`.
     """
-    pair = f"models {base.name!r} and {instruct.name!r}"
-    if instruct.kind != "instruct":
-        raise UserError(f"{pair}: {instruct.name!r} is declared {instruct.kind!r}, not 'instruct'")
-    facts, other = _facts(base), _facts(instruct)
-    for field in ("d_model", "n_layers"):
-        if facts[field] != other[field]:
-            raise UserError(f"{pair}: {field} differs, {facts[field]} and {other[field]}")
-    _check_hook(hook_name, facts["n_layers"])
-    tokenizer, instruct_tokenizer = _tokenizer(base), _tokenizer(instruct)
-    if tokenizer.get_vocab() != instruct_tokenizer.get_vocab():
-        raise UserError(f"{pair}: their tokenizers map tokens to different ids")
-    if not instruct_tokenizer.chat_template:
-        raise UserError(f"{pair}: the tokenizer of {instruct.name!r} has no chat template")
+    from bench.pair import differences
+
+    for problem in differences(base, instruct, hook_name):
+        raise UserError(f"models {base.name!r} and {instruct.name!r}: {problem}")
 
 
-def _check_hook(hook_name: str | None, n_layers: int) -> None:
-    if hook_name is None:
-        return
-    parts = hook_name.split(".")
-    if len(parts) < 3 or parts[0] != "blocks" or not parts[1].isdigit():
-        raise UserError(f"hook_name={hook_name!r}: must look like blocks.2.hook_resid_post")
-    if int(parts[1]) >= n_layers:
-        raise UserError(f"hook_name={hook_name!r}: the models have layers 0 to {n_layers - 1}")
-
-
-def _facts(spec: ModelSpec) -> dict[str, int]:
-    """d_model and n_layers as the checkpoint's own config states them."""
-    if spec.is_local:
-        config = json.loads((_folder(spec) / "config.json").read_text())
-    else:
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(spec.source).to_dict()
-    return {"d_model": config["hidden_size"], "n_layers": config["num_hidden_layers"]}
-
-
-def _tokenizer(spec: ModelSpec) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(_folder(spec) if spec.is_local else spec.source)
-
-
-def _folder(spec: ModelSpec) -> Path:
-    folder = Path(spec.source)
-    if not (folder / "config.json").is_file():
-        fix = "run `python bench.py nano build`" if spec.world == "nano" else "check the path"
-        raise UserError(f"model={spec.name!r}: no checkpoint in {folder}; {fix}")
-    return folder
-
-
-def _load_folder(folder: Path, device: str, dtype: Any) -> "HookedTransformer":
-    """A local Gemma-2 checkpoint. TransformerLens loads hub ids only, so it is converted here."""
-    from transformer_lens import HookedTransformer
-    from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_weights
-    from transformers import AutoTokenizer, Gemma2ForCausalLM
-
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {str(folder)!r}: has no config.json")
-    hf_model = Gemma2ForCausalLM.from_pretrained(folder, dtype=dtype)
-    cfg = _hooked_config(hf_model.config, device, dtype)
-    model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder), move_to_device=False)
-    model.load_and_process_state_dict(
-        convert_gemma_weights(hf_model, cfg),
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-        refactor_factored_attn_matrices=False,
-    )
-    model.move_model_modules_to_device()
-    return model
-
-
-def _hooked_config(hf: Any, device: str, dtype: Any) -> Any:
-    """The HookedTransformerConfig of a Gemma2Config, as TransformerLens writes it for the hub's."""
-    from transformer_lens import HookedTransformerConfig
-
-    return HookedTransformerConfig(
-        d_model=hf.hidden_size,
-        d_head=hf.head_dim,
-        n_heads=hf.num_attention_heads,
-        n_key_value_heads=hf.num_key_value_heads,
-        n_layers=hf.num_hidden_layers,
-        d_mlp=hf.intermediate_size,
-        n_ctx=hf.max_position_embeddings,
-        d_vocab=hf.vocab_size,
-        eps=hf.rms_norm_eps,
-        act_fn="gelu_pytorch_tanh",
-        normalization_type="RMS",
-        positional_embedding_type="rotary",
-        rotary_dim=hf.head_dim,
-        rotary_base=hf.rope_parameters["rope_theta"],
-        use_attn_scale=True,
-        attn_scale=hf.query_pre_attn_scalar**0.5,
-        use_local_attn=True,
-        window_size=hf.sliding_window,
-        attn_types=["local" if t == "sliding_attention" else "global" for t in hf.layer_types],
-        attn_scores_soft_cap=hf.attn_logit_softcapping or -1.0,
-        output_logits_soft_cap=hf.final_logit_softcapping or -1.0,
-        gated_mlp=True,
-        final_rms=True,
-        use_normalization_before_and_after=True,
-        original_architecture="Gemma2ForCausalLM",
-        default_prepend_bos=True,
-        init_weights=False,
-        device=device,
-        dtype=dtype,
-    )
+def _facts_in(folder: Path) -> dict[str, int | None]:
+    """n_layers and d_model of the checkpoint in a folder; None where its config does not say."""
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {"n_layers": raw.get("num_hidden_layers"), "d_model": raw.get("hidden_size")}
+    except (OSError, ValueError, AttributeError):
+        return {"n_layers": None, "d_model": None}

@@ -42,6 +42,7 @@ def suite_jobs(
                 suite=suite,
                 config=fields,
                 model=config.model,
+                instruct=config.instruct,
                 cells=todo,
                 work=work / suite,
                 cache_dir=cache,

@@ -31,7 +31,7 @@ def run(config: RunConfig, out: Path, progress: Progress) -> list[Cell]:
     out = out.resolve()  # suites run in folders of their own, where a relative path leads elsewhere
     preflight.check(config, out)
     store, cache = out.parent / STORE, out.parent / CACHE
-    spec = resolve(config.model)
+    spec = resolve(config.model, config.instruct)
     hub = hub_for(spec, cache)
     save_config(config, out)
     sae_dirs = train_all(config, spec, hub, out, progress)

@@ -57,14 +57,22 @@ class Shape:
 GEMMA_2_2B = Shape(2304, 26, 8, 4, 256, 9216, 256_000, 8192, is_gated=True, rotary_dim=256)
 GEMMA_2_9B = Shape(3584, 42, 16, 8, 256, 14_336, 256_000, 8192, is_gated=True, rotary_dim=256)
 PYTHIA_70M = Shape(512, 6, 8, 8, 64, 2048, 50_304, 2048, is_gated=False, rotary_dim=16)
+LLAMA_8B = Shape(4096, 32, 32, 8, 128, 14_336, 128_256, 2048, is_gated=True, rotary_dim=128)
+QWEN_500M = Shape(896, 24, 14, 2, 64, 4864, 151_936, 32_768, is_gated=True, rotary_dim=64)
+QWEN_1500M = Shape(1536, 28, 12, 2, 128, 8960, 151_936, 32_768, is_gated=True, rotary_dim=128)
+QWEN_7B = Shape(3584, 28, 28, 4, 128, 18_944, 152_064, 131_072, is_gated=True, rotary_dim=128)
 PUBLISHED = {
     "google/gemma-2-2b": GEMMA_2_2B,
     "google/gemma-2-2b-it": GEMMA_2_2B,
     "google/gemma-2-9b": GEMMA_2_9B,
     "google/gemma-2-9b-it": GEMMA_2_9B,
     "EleutherAI/pythia-70m-deduped": PYTHIA_70M,
+    **dict.fromkeys(("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"), LLAMA_8B),
+    **dict.fromkeys(("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct"), QWEN_500M),
+    **dict.fromkeys(("Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B-Instruct"), QWEN_1500M),
+    **dict.fromkeys(("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"), QWEN_7B),
 }
-"""Hub id -> the sizes in its config.json."""
+"""Hub id -> the sizes in its config.json; longest context as TransformerLens caps it."""
 
 
 def shape_of(spec: ModelSpec) -> Shape | None:

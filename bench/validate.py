@@ -140,11 +140,9 @@ def _check_hook_kind(plugin: Plugin, hook_name: str) -> None:
 def _check_model(config: RunConfig) -> None:
     from bench import models
 
-    if config.model not in models.names():
-        raise unknown("model", config.model, models.names())
     layer, _ = parse_hook(config.hook_name)
-    n_layers = models.resolve(config.model).n_layers
-    if layer >= n_layers:
+    n_layers = models.resolve(config.model, config.instruct).n_layers
+    if n_layers is not None and layer >= n_layers:
         raise UserError(
             f"hook_name={config.hook_name!r}: model {config.model!r} has layers 0 to {n_layers - 1}"
         )

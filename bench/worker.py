@@ -178,7 +178,7 @@ def _context(job: SuiteJob) -> "EvalContext":
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    spec = resolve(job.model)
+    spec = resolve(job.model, job.instruct)
     hub = hub_for(spec, job.cache_dir)
     return EvalContext(
         spec=spec,
