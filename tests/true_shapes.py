@@ -18,8 +18,9 @@ from bench import memory, ops, registry
 from bench.activations import ActivationStream
 from bench.compat import prepare
 from bench.config import RunConfig, TrainConfig, VariantConfig
+from bench.local_models import FAMILIES
 from bench.lockstep import train_in_loop
-from bench.models import _hooked_config, resolve
+from bench.models import resolve
 from bench.reader import drop_behind
 from bench.shapes import GEMMA_2_2B
 from bench.texts import Text
@@ -79,12 +80,18 @@ def _train(name: str, train: TrainConfig, stream: ActivationStream) -> dict[str,
 
 
 def _model(n_layers: int):
-    from transformer_lens import HookedTransformer
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformers import AutoTokenizer, Gemma2Config
 
-    cfg = _hooked_config(Gemma2Config(num_hidden_layers=n_layers), "cpu", torch.float32)
-    cfg.init_weights = True
-    cfg.model_name = "gemma-2-2b"
+    architecture = "Gemma2ForCausalLM"
+    cfg = HookedTransformerConfig(
+        **FAMILIES[architecture](Gemma2Config(num_hidden_layers=n_layers)),
+        original_architecture=architecture,
+        model_name="gemma-2-2b",
+        init_weights=True,
+        device="cpu",
+        dtype=torch.float32,
+    )
     torch.manual_seed(0)
     # the nano world's tokens are the first of the vocabulary
     tokenizer = AutoTokenizer.from_pretrained(resolve("nano").source)
