@@ -134,6 +134,10 @@ class RunConfig:
     """A suite's process that ends no cell for this many seconds is taken to hang, and is ended."""
     eval_cache_gb: float = 10.0
     """Most disk space in GB for what the suites compute once for all SAEs; 0 keeps none."""
+    mirror: str | None = None
+    """Folder that `data fetch` filled: models and data come from it, and nothing from the network."""
+    trust_remote_code: bool = False
+    """Whether a data set of the hub may run code of its own that comes with it."""
 
 
 WITHOUT_EFFECT = ("checkpoint_every", "log_to")

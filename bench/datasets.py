@@ -1,6 +1,7 @@
 """Where the suites' data come from: a folder that mirrors the hub, or the hub itself.
 
-Layout of a mirror: `<root>/<hub id>/[<config>/]<split>.jsonl`, one JSON object per line.
+Layout of a mirror's data, nano's too: `<root>/<hub id>/[<config>/]<split>.jsonl`, one JSON object
+per line.
 """
 
 import hashlib
@@ -8,16 +9,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from bench.errors import UserError
+from bench.keys import content_key
+from bench.mirror import manifest
 from bench.models import ModelSpec
+from bench.needs import ASK_FOR, HUB_IDS
+from bench.sources import DATA, Sources, active
 
-FORGET_CORPUS = "bio-forget-corpus"
-"""The text of the knowledge to unlearn; gated on the hub, so it is always a local file."""
 LANGUAGE_COLUMN = "language"
 NANO_SOURCES = Path(__file__).parent / "nano"
 
@@ -28,6 +31,10 @@ class Hub(Protocol):
     @property
     def revision(self) -> str:
         """What tells two states of the data apart."""
+        ...
+
+    def revision_of(self, paths: Iterable[str]) -> str:
+        """What tells two states of these data sets apart, whatever else there is."""
         ...
 
     def load_dataset(
@@ -55,8 +62,15 @@ class LocalHub:
     @property
     def revision(self) -> str:
         """sha256 over every file's path and bytes, the first 16 digits."""
+        return self._hash(self.root)
+
+    def revision_of(self, paths: Iterable[str]) -> str:
+        """The same over the files of some data sets; one that is not there has none."""
+        return self._hash(*(self.root / path for path in sorted(set(paths))))
+
+    def _hash(self, *folders: Path) -> str:
         digest = hashlib.sha256()
-        for file in sorted(self.root.rglob("*.jsonl")):
+        for file in sorted(f for folder in folders for f in folder.rglob("*.jsonl")):
             digest.update(f"{file.relative_to(self.root).as_posix()}\0".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()[:16]
@@ -106,13 +120,49 @@ class LocalHub:
         return self.root / path / name if name else self.root / path
 
 
-class RemoteHub:
-    """The Hugging Face hub, and `root` for the files that it does not hand out."""
-
-    revision = "hub"
+class MirrorHub(LocalHub):
+    """The data of a mirror that `data fetch` filled: nothing is fetched, and keys cost no reading."""
 
     def __init__(self, root: Path):
+        """Raises UserError where `root` is no mirror."""
+        super().__init__(root / DATA)
+        self.manifest = manifest.read(root)
+
+    @property
+    def revision(self) -> str:
+        """From the checksums of every data set in the manifest."""
+        names = [name for name in self.manifest.entries if name.startswith(f"{DATA}/")]
+        return manifest.revision(self.manifest, names)
+
+    def revision_of(self, paths: Iterable[str]) -> str:
+        """From the checksums of some data sets."""
+        names = [name for path in set(paths) for name in self.manifest.data(path)]
+        return manifest.revision(self.manifest, names)
+
+
+class RemoteHub:
+    """The Hugging Face hub at the commits recorded for this run.
+
+    `root` is for the files that it does not hand out to everyone.
+    """
+
+    def __init__(self, root: Path, sources: Sources | None = None):
         self.local = LocalHub(root)
+        self.sources = sources or active()
+
+    @property
+    def revision(self) -> str:
+        """From the commits of every data set of the run, and the files below `root`."""
+        kind = "dataset/"
+        ids = [key.removeprefix(kind) for key in self.sources.commits if key.startswith(kind)]
+        return self.revision_of(ids)
+
+    def revision_of(self, paths: Iterable[str]) -> str:
+        """From the commits of some data sets, and from their files below `root`.
+
+        Raises UserError for one without a recorded commit: its state is not known.
+        """
+        return content_key({path: self._state(path) for path in sorted(set(paths))})
 
     def load_dataset(
         self,
@@ -120,23 +170,67 @@ class RemoteHub:
         name: str | None = None,
         split: str | None = None,
         streaming: bool = False,
+        *,
+        trust_remote_code: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`datasets.load_dataset` itself."""
+        """`datasets.load_dataset` at the recorded commit.
+
+        Code that comes with a data set runs only if the user allowed it, whatever the caller asks.
+        Raises UserError for a data set that nobody declared, and for one that is refused.
+        """
         import datasets
 
-        return datasets.load_dataset(path, name, split=split, streaming=streaming, **kwargs)
+        from bench.mirror.source import refusals, refused
+
+        if self._is_local(path):
+            return self.local.load_dataset(path, name, split, streaming, **kwargs)
+        try:
+            return datasets.load_dataset(
+                HUB_IDS.get(path, path),
+                name,
+                split=split,
+                streaming=streaming,
+                revision=self._commit(path),
+                trust_remote_code=self.sources.trust_remote_code,
+                **kwargs,
+            )
+        except refusals() as error:
+            raise refused("dataset", path, error) from error
 
     def file(self, path: str, split: str) -> Path:
         """The .jsonl file of one split below `root`. Raises UserError if it does not exist."""
+        if not self._is_local(path) and path in ASK_FOR:
+            raise UserError(f"dataset {path!r}: {ASK_FOR[path]}")
         return self.local.file(path, split)
+
+    def _is_local(self, path: str) -> bool:
+        return (self.local.root / path).is_dir()
+
+    def _state(self, path: str) -> str:
+        return self.local.revision_of([path]) if self._is_local(path) else self._commit(path)
+
+    def _commit(self, path: str) -> str:
+        commit = self.sources.commit("dataset", HUB_IDS.get(path, path))
+        if commit is None:
+            raise UserError(
+                f"dataset {path!r}: no commit of it is recorded for this run, so its state is not "
+                "known: a suite names what it reads in `datasets` or `data()`"
+            )
+        return commit
 
 
 def hub_for(spec: ModelSpec, cache_dir: Path) -> Hub:
-    """The data of a model: nano's own world, written once into `cache_dir`, or the hub's."""
+    """The data of a model: nano's own world, written once into `cache_dir`, the mirror, or the hub.
+
+    Raises UserError for a mirror that is none.
+    """
     if spec.world == "nano":
         return LocalHub(_nano_root(cache_dir))
-    return RemoteHub(cache_dir / "files")
+    sources = active()
+    if sources.mirror is not None:
+        return MirrorHub(Path(sources.mirror))
+    return RemoteHub(cache_dir / "files", sources)
 
 
 def _nano_root(cache_dir: Path) -> Path:

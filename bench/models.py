@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.errors import UserError
-from bench.keys import content_key, folder_key
+from bench.keys import content_key
+from bench.model_source import folder_of, state
+from bench.sources import located
 from bench.strict import unknown
 from bench.suite import Side
 
@@ -111,6 +113,15 @@ def names() -> list[str]:
 
 
 def resolve(name: str, instruct: str | None = None) -> ModelSpec:
+    """The model that `name` means, with its folder in the mirror for a hub id where there is one.
+
+    As `declared` otherwise.
+    """
+    spec = declared(name, instruct)
+    return replace(spec, source=located(spec.source))
+
+
+def declared(name: str, instruct: str | None = None) -> ModelSpec:
     """The model that `name` means: one of the table, a local folder, or a hub id.
 
     `instruct` declares its instruct sibling in the same three ways, in place of the table's; naming
@@ -178,9 +189,8 @@ def siblings(spec: ModelSpec) -> tuple[ModelSpec, ...]:
 
 
 def weights_key(spec: ModelSpec) -> str:
-    """Hash of the model's name and files, or of its hub id."""
-    source = folder_key(Path(spec.source)) if spec.is_local else spec.source
-    return content_key([spec.name, source])
+    """Hash of the model's name and files, or of its hub id and commit."""
+    return content_key([spec.name, state(spec.source)])
 
 
 def load_model(
@@ -188,24 +198,17 @@ def load_model(
 ) -> "HookedTransformer":
     """The model with its tokenizer, weights as published (nothing folded or centred), in eval mode.
 
-    `cfg.model_name` is the spec's name. Raises UserError if a local folder is missing.
+    `cfg.model_name` is the spec's name. Raises UserError for files that are missing or refused.
     """
     import torch
+
+    from bench.local_models import load_folder
 
     torch_dtype: torch.dtype = getattr(torch, dtype)
     with warnings.catch_warnings():
         # TransformerLens 4 will replace HookedTransformer, which sae_bench is written for
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
-        if spec.is_local:
-            from bench.local_models import load_folder
-
-            model = load_folder(Path(spec.source), device, torch_dtype)
-        else:
-            from transformer_lens import HookedTransformer
-
-            model = HookedTransformer.from_pretrained_no_processing(
-                spec.source, device=device, dtype=torch_dtype
-            )
+        model = load_folder(folder_of(spec.source), device, torch_dtype)
     model.cfg.model_name = spec.name
     return model.eval()
 

@@ -5,6 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from bench.needs import DataNeed as DataNeed
+from bench.needs import text_need as text_need
+
 if TYPE_CHECKING:
     from bench.context import EvalContext
 
@@ -108,6 +111,10 @@ class Suite(ABC):
 
     def __init__(self, cfg: Any = None):
         self.cfg = self.Config() if cfg is None else cfg
+
+    def data(self) -> tuple[DataNeed, ...]:
+        """What it reads with its settings; every split of `datasets` unless it says less."""
+        return tuple(DataNeed(path, split=None) for path in self.datasets)
 
     @abstractmethod
     def run(self, ctx: "EvalContext", saes: list[SaeHandle]) -> Iterator[Answer]:

@@ -19,7 +19,7 @@ from bench.context import (
 from bench.counters import Work, counting
 from bench.fast.part import Bill, bills
 from bench.moments import Corrections, counted, divergence
-from bench.suite import Failed, Metric, SaeHandle, Scored, Suite
+from bench.suite import DataNeed, Failed, Metric, SaeHandle, Scored, Suite, text_need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,6 +125,14 @@ class CoreSuite(Suite):
     datasets = ("Skylion007/openwebtext",)
 
     engines = ("reference", "fast")
+
+    def data(self) -> tuple[DataNeed, ...]:
+        """The start of the text, enough for every batch."""
+        cfg = self.cfg
+        # one batch more: SAELens's store reads ahead
+        n_batches = cfg.n_eval_reconstruction_batches + cfg.n_eval_sparsity_variance_batches + 1
+        n_tokens = n_batches * cfg.batch_size_prompts * cfg.context_size
+        return (text_need(cfg.dataset, "text", n_tokens),)
 
     def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """One result per SAE. Raises RuntimeError with sae_bench's own error if it gave up."""

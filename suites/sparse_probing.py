@@ -16,13 +16,26 @@ from bench.context import (
 )
 from bench.counters import Work, counting
 from bench.fast.part import Bill, bills
-from bench.suite import Failed, Metric, SaeHandle, Scored, Suite, Unit
+from bench.suite import DataNeed, Failed, Metric, SaeHandle, Scored, Suite, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.fast.probing import Probed
 
+CODE, SPEECH = "codeparrot/github-code", "Helsinki-NLP/europarl"
+COLUMNS = {
+    "LabHC/bias_in_bios": ("hard_text", "profession", "gender"),
+    "canrager/amazon_reviews_mcauley_1and5": ("text", "category", "rating"),
+    CODE: ("code", "language"),
+    "fancyzhx/ag_news": ("text", "label"),
+    SPEECH: ("translation",),
+}
+"""Hub id -> the columns that sae_bench reads."""
+LANGUAGES = ("C", "Python", "HTML", "Java", "PHP")
+LANGUAGE_PAIRS = ("en-fr", "fr-it", "de-en", "es-fr", "nl-pt")
+LONGEST_SKIPPED = 384 + 150
+"""Characters up to which sae_bench skips a code sample (dataset_utils.py)."""
 DATASET_KEY = "_results"
 """What sae_bench appends to a data set's name."""
 
@@ -93,6 +106,11 @@ class SparseProbingSuite(Suite):
     )
 
     engines = ("reference", "fast")
+
+    def data(self) -> tuple[DataNeed, ...]:
+        """What sae_bench's dataset_utils reads for the data sets of the config."""
+        n_per_class = self.cfg.probe_train_set_size // 2 + self.cfg.probe_test_set_size // 2
+        return tuple(need for name in self.cfg.dataset_names for need in _data(name, n_per_class))
 
     def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """One result per SAE; all are probed on the same texts, wherever in the list."""
@@ -274,6 +292,29 @@ class SparseProbingSuite(Suite):
         return SparseProbingEvalConfig(
             random_seed=ctx.seed, model_name=ctx.spec.name, llm_dtype=ctx.dtype, **settings
         )
+
+
+def _data(name: str, n_per_class: int) -> Iterator[DataNeed]:
+    """The files that sae_bench reads for one of its data sets, named as in `dataset_names`."""
+    path = next((p for p in COLUMNS if name.startswith(p)), None)
+    if path is None:
+        raise ValueError(f"dataset_names: unknown {name!r}, have: {', '.join(COLUMNS)}")
+    if path == CODE:
+        # it reads on until each language has more than this many samples that are long enough
+        yield DataNeed(
+            path,
+            columns=COLUMNS[path],
+            groups=LANGUAGES,
+            group_by="language",
+            n_per_group=n_per_class + 1,
+            longer_than=LONGEST_SKIPPED,
+        )
+    elif path == SPEECH:
+        for pair in LANGUAGE_PAIRS:
+            yield DataNeed(path, config=pair, columns=COLUMNS[path], n_rows=n_per_class + 1)
+    else:
+        for split in ("train", "test"):
+            yield DataNeed(path, split, columns=COLUMNS[path])
 
 
 class _StandIn:

@@ -1,0 +1,33 @@
+"""The commit of everything that a run takes from the hub: asked for once, then the same for all."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from bench.config import RunConfig
+from bench.files import write_atomic
+from bench.mirror.source import HubSource, Source
+from bench.requirements import Needs, needs_of
+from bench.sources import SOURCES_FILE, Kind, activate, active
+
+
+def pin(config: RunConfig, out: Path, user_data: Path, source: Source | None = None) -> None:
+    """Fix this run's sources: activate them with their commits and record them in `out`.
+
+    `user_data` holds data sets that were put there by hand. Raises UserError where the hub cannot
+    be asked and its cache has nothing either.
+    """
+    sources = active()
+    if sources.mirror is None:
+        sources = replace(sources, commits=_commits(needs_of(config), user_data, source))
+    activate(sources)
+    write_atomic(out / SOURCES_FILE, json.dumps(asdict(sources), indent=1))
+
+
+def _commits(needs: Needs, user_data: Path, source: Source | None) -> dict[str, str]:
+    wanted: list[tuple[Kind, str]] = [("model", model.hub_id) for model in needs.models]
+    wanted += [("dataset", n.hub_id) for n in needs.data if not (user_data / n.path).is_dir()]
+    if not wanted:  # nano: the hub's library is not even imported
+        return {}
+    hub = source or HubSource()
+    return {f"{kind}/{hub_id}": hub.commit(kind, hub_id) for kind, hub_id in dict.fromkeys(wanted)}
