@@ -1,6 +1,5 @@
-"""vanilla against dictionary_learning's StandardTrainer; skipped where that is not installed."""
+"""vanilla against dictionary_learning's StandardTrainer."""
 
-import pytest
 import torch
 from training import D_IN, D_SAE, activations, at, make, set_weights
 
@@ -9,10 +8,11 @@ from variants.vanilla import Vanilla
 
 
 def test_vanilla_with_a_squared_error_equals_the_standard_trainer():
-    standard = pytest.importorskip("dictionary_learning.trainers.standard")
+    from dictionary_learning.trainers.standard import StandardTrainer  # takes seconds
+
     sae, x = make(Vanilla, l1=0.3, squared=True), activations(64)
     set_weights(sae, b_enc=torch.linspace(-0.3, 0.3, D_SAE), b_dec=torch.full((D_IN,), 0.1))
-    trainer = standard.StandardTrainer(
+    trainer = StandardTrainer(
         steps=10,
         activation_dim=D_IN,
         dict_size=D_SAE,

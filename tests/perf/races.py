@@ -66,7 +66,7 @@ class Field(NamedTuple):
     """To compute a loss with anybody's weights."""
 
 
-def line_up(race: Race, size: Size, n_saes: int, *, rivals: tuple[str, ...] | None = None) -> Field:
+def line_up(race: Race, size: Size, n_saes: int) -> Field:
     """All sides at the start, with ours first."""
     batches = list(batches_of(size.batch, size.d_in))
     config = race.config | ({"k": size.k} if "k" in race.ours.Config.__annotations__ else {})
@@ -86,7 +86,7 @@ def line_up(race: Race, size: Size, n_saes: int, *, rivals: tuple[str, ...] | No
             _dictionary_learning(race, size), start, batches, n_saes
         ),
     }
-    chosen = [make_theirs[name]() for name in (race.rivals if rivals is None else rivals)]
+    chosen = [make_theirs[name]() for name in race.rivals]
     return Field(race, size, (Ours(make, start, batches, n_saes, n_dead), *chosen), make())
 
 

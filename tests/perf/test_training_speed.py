@@ -5,12 +5,11 @@ same maths has no time.
 """
 
 import os
-from importlib.util import find_spec
 from statistics import median
 
 import pytest
 import torch
-from races import RACES, SAME, THEIRS, Race, Size, difference, line_up
+from races import RACES, SAME, Race, Size, difference, line_up
 from timing import interleaved, products
 
 from bench.allocator import keep_freed_memory
@@ -38,13 +37,10 @@ def _same_machine_for_all():
 @pytest.mark.parametrize("size", [MAIN, NANO], ids=lambda size: size.name)
 @pytest.mark.parametrize("race", RACES, ids=lambda race: race.name)
 def test_step(race: Race, size: Size, n_saes: int, benchmark, scoreboard):
-    rivals = tuple(r for r in race.rivals if r != THEIRS or find_spec("dictionary_learning"))
-    if not rivals:
-        pytest.skip("needs dictionary_learning: pip install 'sae-verdict[reference]'")
-    gate = line_up(race, size._replace(batch=256), 1, rivals=rivals)
+    gate = line_up(race, size._replace(batch=256), 1)
     assert difference(gate, GATE_STEPS) < SAME
 
-    field = line_up(race, size, n_saes, rivals=rivals)
+    field = line_up(race, size, n_saes)
     n_steps = 1 if size is MAIN else 20
     floor = products(size.batch, size.d_in, size.d_sae, race.n_products)
     runs = [lambda side=side: side.run(n_steps) for side in field.sides]
