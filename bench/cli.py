@@ -42,6 +42,12 @@ class Names(click.ParamType):
 
 
 FILE = click.Path(path_type=Path)
+MIRROR = click.option(
+    "--mirror", type=FILE, help="Folder of `data fetch`; with it no network is needed."
+)
+TRUST = click.option(
+    "--trust-remote-code", is_flag=True, help="Let data sets of the hub run code of their own."
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,6 +68,8 @@ def main() -> None:
     help="`reference`: sae_bench's own functions, `fast`: ours.  [default: the config's]",
 )
 @click.option("--sae", "saes", multiple=True, help="SAELens folder or RELEASE:ID to score too.")
+@MIRROR
+@TRUST
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and stop.")
 def run(
     config: Path | None,
@@ -71,6 +79,8 @@ def run(
     plugins: tuple[Path, ...],
     saes: tuple[str, ...],
     engine: Engine | None,
+    mirror: Path | None,
+    trust_remote_code: bool,
     dry_run: bool,
 ) -> None:
     """Train every SAE of CONFIG, score it with every suite, and write the leaderboard.
@@ -83,17 +93,26 @@ def run(
     from bench.preflight import check
     from bench.run import outline
     from bench.run import run as run_config
+    from bench.sources import of_config, using
 
     for path in plugins:
         registry.add_file(path)  # the config may name them
     chosen = load_config(config or default_config())
     chosen = apply(
-        chosen, variants=variants, suites=suites, plugins=plugins, engine=engine, saes=saes
+        chosen,
+        variants=variants,
+        suites=suites,
+        plugins=plugins,
+        engine=engine,
+        saes=saes,
+        mirror=mirror,
+        trust_remote_code=trust_remote_code,
     )
     folder = out or Path("results") / chosen.name
     click.echo("\n".join([*outline(chosen), f"out       {folder}"]))
     if dry_run:
-        check(chosen, folder)
+        with using(of_config(chosen)):
+            check(chosen, folder)
         return
     signal.signal(signal.SIGTERM, _terminated)
     cells = run_config(chosen, folder, _progress())
@@ -183,6 +202,77 @@ def export(sae: Path, dest: Path) -> None:
 
     export_saelens(sae, dest)
     click.echo(f"wrote {dest}: load it with SAE.load_from_disk")
+
+
+@main.group()
+def data() -> None:
+    """Models and data sets in a folder, for machines without network."""
+
+
+@data.command()
+@click.argument("config", type=FILE)
+@MIRROR
+@TRUST
+@click.option("--plugin", "plugins", type=FILE, multiple=True, help="A variant or suite to add.")
+@click.option("--file", "files", multiple=True, metavar="NAME=PATH", help="A data set you have.")
+def fetch(
+    config: Path,
+    mirror: Path | None,
+    trust_remote_code: bool,
+    plugins: tuple[Path, ...],
+    files: tuple[str, ...],
+) -> None:
+    """Bring everything that CONFIG needs into a mirror folder; again: go on where it stopped.
+
+    Models and data come from one commit each, no more of a text than the config reads. Exit status:
+    0 all is there, 1 something could not be brought, 2 refused.
+    """
+    from bench.mirror.commands import fetch_config
+
+    problems = fetch_config(
+        config,
+        mirror,
+        plugins=plugins,
+        files=files,
+        trust_remote_code=trust_remote_code,
+        say=click.echo,
+    )
+    for problem in problems:
+        click.echo(f"missing: {problem}", err=True)
+    if problems:
+        sys.exit(SOME_CELL_FAILED)
+
+
+@data.command("status")
+@click.argument("config", type=FILE)
+@MIRROR
+@click.option("--plugin", "plugins", type=FILE, multiple=True, help="A variant or suite to add.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def data_status(
+    config: Path, mirror: Path | None, plugins: tuple[Path, ...], as_json: bool
+) -> None:
+    """Say what of CONFIG's needs is in the mirror. Exit status: 0 all of it, 1 not all."""
+    from bench.mirror.commands import status_of_config
+
+    items = status_of_config(config, mirror, plugins=plugins)
+    shown = [item._asdict() for item in items]
+    click.echo(json.dumps(shown, indent=1) if as_json else "\n".join(i.line() for i in items))
+    if any(item.state != "ok" for item in items):
+        sys.exit(SOME_CELL_FAILED)
+
+
+@data.command()
+@click.argument("folder", metavar="DIR", type=FILE)
+def verify(folder: Path) -> None:
+    """Recompute every checksum of the mirror DIR. Exit status: 0 whole, 1 some file is damaged."""
+    from bench.mirror.manifest import verify as damaged
+
+    found = list(damaged(folder))
+    for damage in found:
+        click.echo(f"{damage.file}: {damage.problem}", err=True)
+    click.echo(f"{folder}: {len(found)} damaged files" if found else f"{folder}: whole")
+    if found:
+        sys.exit(SOME_CELL_FAILED)
 
 
 @main.group()

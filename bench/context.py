@@ -212,7 +212,7 @@ def l0(ctx: EvalContext, handle: SaeHandle) -> float:
     known = handle.info.get("l0")
     if known is not None:
         return float(known)
-    rows = ctx.hub.load_dataset(TEXT, split="train", streaming=True, trust_remote_code=True)
+    rows = ctx.hub.load_dataset(TEXT, split="train", streaming=True)
     texts = [row["text"] for row in itertools.islice(rows, L0_TEXTS)]
     return measured_on(ctx, "base", handle.sae, texts).l0
 

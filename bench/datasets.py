@@ -19,7 +19,7 @@ from bench.keys import content_key
 from bench.mirror import manifest
 from bench.models import ModelSpec
 from bench.needs import ASK_FOR, HUB_IDS
-from bench.sources import DATA, Sources, active
+from bench.sources import DATA, FILES, Sources, active
 
 LANGUAGE_COLUMN = "language"
 NANO_SOURCES = Path(__file__).parent / "nano"
@@ -230,7 +230,7 @@ def hub_for(spec: ModelSpec, cache_dir: Path) -> Hub:
     sources = active()
     if sources.mirror is not None:
         return MirrorHub(Path(sources.mirror))
-    return RemoteHub(cache_dir / "files", sources)
+    return RemoteHub(cache_dir / FILES, sources)
 
 
 def _nano_root(cache_dir: Path) -> Path:

@@ -62,6 +62,10 @@ class DataNeed:
             raise ValueError(f"{self.path}: one split has a file, all splits have several")
         return f"{self.folder}/{self.split}.jsonl"
 
+    def of_split(self, split: str) -> "DataNeed":
+        """The same of one split."""
+        return replace(self, split=split)
+
     @property
     def is_bounded(self) -> bool:
         """Whether less than the whole split is enough."""

@@ -18,12 +18,14 @@ def apply(
     plugins: Iterable[Path] = (),
     engine: Engine | None = None,
     saes: Iterable[str] = (),
+    mirror: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> RunConfig:
     """The config with only the named variants and suites (none named: all) and with the plugins.
 
     A variant or suite that the config does not set up runs with its own defaults; `engine` replaces
-    the config's, if given; `saes` are SAEs of others, each a SAELens folder or RELEASE:ID. Raises
-    UserError for an unknown name or a broken plugin.
+    the config's, if given; `saes` are SAEs of others, each a SAELens folder or RELEASE:ID; `mirror`
+    is where models and data come from. Raises UserError for an unknown name or a broken plugin.
     """
     added = [registry.add_file(path) for path in plugins]
     wanted = _wanted(variants, [v.name for v in config.variants], added, "variants")
@@ -35,6 +37,8 @@ def apply(
         suites={name: config.suites.get(name, {}) for name in scored},
         engine=engine or config.engine,
         saelens=(*config.saelens, *map(_foreign, saes)),
+        mirror=str(mirror) if mirror else config.mirror,
+        trust_remote_code=trust_remote_code or config.trust_remote_code,
     )
     validate(changed)
     return changed

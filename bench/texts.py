@@ -130,10 +130,7 @@ def _from_hub(train: TrainConfig, hub: Hub, content: str | None) -> Iterator[Tex
 
     where = f"train.dataset={train.dataset!r}"
     try:
-        # on the hub, openwebtext comes with a script; a mirror has none
-        rows: Iterable[Any] = hub.load_dataset(
-            train.dataset, split="train", streaming=True, trust_remote_code=True
-        )
+        rows: Iterable[Any] = hub.load_dataset(train.dataset, split="train", streaming=True)
     # what `datasets` raises for an unknown name, no network, a missing split
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
         raise UserError(f"{where}: cannot be opened: {' '.join(str(error).split())}") from error

@@ -45,7 +45,7 @@ def fetch(needs: Needs, root: Path, source: Source, files: dict[str, str], say: 
             _attempt(problems, lambda need=need: _data(need, root, source, say))
     if not problems:
         shutil.rmtree(root / UNFINISHED, ignore_errors=True)
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _attempt(problems: list[str], action: Callable[[], None]) -> None:
@@ -113,7 +113,7 @@ def _data(need: DataNeed, root: Path, source: Source, say: Say) -> None:
     commit = commits.pop() if commits else source.commit("dataset", need.hub_id)
     splits = [need.split] if need.split is not None else source.splits(need, commit)
     for split in splits:
-        one = replace(need, split=split)
+        one = need.of_split(split)
         entry = entries.get(mirror.data_name(one))
         if entry is not None and entry.satisfies(one) and _is_there(entry, root):
             say(f"data {one.folder}, {split}: is there")

@@ -8,18 +8,18 @@ from bench.config import RunConfig
 from bench.files import write_atomic
 from bench.mirror.source import HubSource, Source
 from bench.requirements import Needs, needs_of
-from bench.sources import SOURCES_FILE, Kind, activate, active
+from bench.sources import FILES, SOURCES_FILE, Kind, activate, active
 
 
-def pin(config: RunConfig, out: Path, user_data: Path, source: Source | None = None) -> None:
+def pin(config: RunConfig, out: Path, cache: Path, source: Source | None = None) -> None:
     """Fix this run's sources: activate them with their commits and record them in `out`.
 
-    `user_data` holds data sets that were put there by hand. Raises UserError where the hub cannot
-    be asked and its cache has nothing either.
+    Data sets that were put into `cache`/files by hand have no commit. Raises UserError where the
+    hub cannot be asked and its cache has nothing either.
     """
     sources = active()
     if sources.mirror is None:
-        sources = replace(sources, commits=_commits(needs_of(config), user_data, source))
+        sources = replace(sources, commits=_commits(needs_of(config), cache / FILES, source))
     activate(sources)
     write_atomic(out / SOURCES_FILE, json.dumps(asdict(sources), indent=1))
 
