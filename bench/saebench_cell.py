@@ -15,7 +15,7 @@ from bench.saebench_json import FORMATS, MISSING, Format, Source
 CUSTOM_ID = "custom_sae"
 """The id that sae_bench gives every SAE outside SAELens' list; its release name is unique then."""
 LAYER = re.compile(r"(?:layer_|blocks\.)(\d+)")
-IMPORT_VERSION = 1
+IMPORT_VERSION = 2
 """Part of the cell key: raise it when the same file gives another cell."""
 
 
@@ -67,7 +67,7 @@ def _build(raw: dict[str, Any], form: Format) -> Cell:
 def _is_stated(name: str, value: float | None) -> bool:
     """Whether the value says something about the SAE."""
     # sae_bench's KL overflows in low precision for good SAEs too
-    overflow = name.startswith("kl_") and value is not None and not math.isfinite(value)
+    overflow = "_kl_div_" in name and value is not None and not math.isfinite(value)
     return value is not None and value != MISSING and not overflow
 
 

@@ -120,8 +120,9 @@ def test_wrong_numbers_keep_the_name_of_sae_bench(tmp_path):
     assert found["saebench060_explained_variance"] == 0.9
     assert found["saebench060_explained_variance_legacy"] == 0.8
     assert found["saebench060_mse"] == 3
+    assert found["saebench060_kl_div_score"] == 0.98
     assert found["explained_variance"] is None
-    assert "mse" not in found
+    assert not {"mse", "kl_div_score", "kl_div_with_sae"} & set(found)
     headlines = {m.name: m.reason for m in one.metrics if m.headline}
     assert set(headlines) == {"ce_loss_score", "explained_variance"}
     assert "another" in headlines["explained_variance"]
@@ -137,9 +138,10 @@ def test_minus_one_is_a_missing_value(tmp_path):
     raw = core()
     raw["eval_result_metrics"]["model_behavior_preservation"]["kl_div_score"] = -1
     (one,) = imported(tmp_path, raw)
-    (kl,) = [metric for metric in one.metrics if metric.name == "kl_div_score"]
-    assert kl.value is None
+    (kl,) = [metric for metric in one.metrics if metric.name == "saebench060_kl_div_score"]
+    assert kl.value is None  # and it is not computed from the parts that the file has
     assert "sae_bench wrote -1" in kl.reason
+    assert not [m for m in one.metrics if "kl_div" in m.name and m.value == -1]
     assert one.state == "ok"
 
 
@@ -153,7 +155,7 @@ def test_a_kl_that_overflowed_is_missing_and_says_nothing_of_the_sae(tmp_path):
     raw["eval_result_metrics"]["model_behavior_preservation"]["kl_div_score"] = float("-inf")
     (one,) = imported(tmp_path, raw)
     assert one.state == "ok"
-    assert values(one)["kl_div_score"] is None
+    assert values(one)["saebench060_kl_div_score"] is None
 
 
 def test_probes_by_class_become_units(tmp_path):
