@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.errors import UserError
 from bench.files import write_atomic
 from bench.result import SaeInfo
+from bench.sealed import unsealed, write_sealed
 from bench.strict import build
 from bench.validate import parse_hook
 
@@ -108,7 +109,16 @@ def save_sae(folder: Path, record: Record, exported: "Exported", heldout: "Tenso
 
 def save_record(folder: Path, record: Record) -> None:
     """Write config.json alone: the end of an SAE whose training was stopped."""
-    write_atomic(folder / RECORD_FILE, json.dumps(asdict(record), indent=1, allow_nan=False))
+    write_sealed(folder / RECORD_FILE, asdict(record))
+
+
+def is_stopped(folder: Path, key: str) -> bool:
+    """Whether training an SAE with this key was stopped, and its folder says why."""
+    try:
+        record = _record(folder)
+    except UserError:
+        return False
+    return record.key == key and record.stop_reason is not None
 
 
 def is_saved(folder: Path, key: str) -> bool:
@@ -191,7 +201,7 @@ def measure(sae: Any, x: "Tensor") -> Measured:
 def _record(folder: Path) -> Record:
     path = folder / RECORD_FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = unsealed(json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise UserError(f"is not an SAE record of schema {SCHEMA}")
         return build(Record, raw)

@@ -1,17 +1,17 @@
 """The command line: parse, call, print. Every decision is made elsewhere."""
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from bench import __version__, registry
 from bench.catalogue import Listed, lines, rows
-from bench.errors import UserError
+from bench.errors import RunStopped, UserError
+from bench.signals import Interrupted, raise_when_asked_to_end
 from bench.suite import Engine
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ class Commands(click.Group):
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(REFUSED)
+        except RunStopped as error:
+            click.echo(f"stopped: {error}; `run` again goes on from here", err=True)
+            ctx.exit(SOME_CELL_FAILED)
+        except Interrupted as error:
+            click.echo(f"interrupted {error}: `run` again goes on from here", err=True)
+            raise
 
 
 class Names(click.ParamType):
@@ -70,6 +76,7 @@ def main() -> None:
 @click.option("--sae", "saes", multiple=True, help="SAELens folder or RELEASE:ID to score too.")
 @MIRROR
 @TRUST
+@click.option("--retry-failed", is_flag=True, help="Try SAEs and cells again that failed.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and stop.")
 def run(
     config: Path | None,
@@ -81,12 +88,14 @@ def run(
     engine: Engine | None,
     mirror: Path | None,
     trust_remote_code: bool,
+    retry_failed: bool,
     dry_run: bool,
 ) -> None:
     """Train every SAE of CONFIG, score it with every suite, and write the leaderboard.
 
     Without CONFIG: the demo on the embedded, synthetic nano world. What is already finished is
-    not computed again. Exit status: 0 all cells ok, 1 some cell failed, 2 refused before work.
+    not computed again; what failed is kept as it is, unless --retry-failed. Exit status: 0 all cells
+    ok, 1 some cell failed, 2 refused before work, 130 or 143 interrupted.
     """
     from bench.config import default_config, load_config
     from bench.overrides import apply
@@ -94,6 +103,7 @@ def run(
     from bench.run import outline
     from bench.run import run as run_config
     from bench.sources import of_config, using
+    from bench.status import failures
 
     for path in plugins:
         registry.add_file(path)  # the config may name them
@@ -114,11 +124,27 @@ def run(
         with using(of_config(chosen)):
             check(chosen, folder)
         return
-    signal.signal(signal.SIGTERM, _terminated)
-    cells = run_config(chosen, folder, _progress())
+    raise_when_asked_to_end()
+    cells = run_config(chosen, folder, _progress(), retry_failed=retry_failed)
     _report([folder], folder)
-    if any(cell.state == "failed" for cell in cells):
+    if told := failures(cells):
+        click.echo("\n".join(told), err=True)
         sys.exit(SOME_CELL_FAILED)
+
+
+@main.command()
+@click.argument("folder", metavar="RUN", type=FILE)
+@click.option("--watch", is_flag=True, help="Again and again until the run is over.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(folder: Path, watch: bool, as_json: bool) -> None:
+    """Say how far the run in folder RUN is, what failed and why, also while it goes on."""
+    from bench import status as read_status
+
+    for seen in read_status.watch(folder) if watch else [read_status.read(folder)]:
+        if watch and not as_json and sys.stdout.isatty():
+            click.clear()
+        lines = [json.dumps(seen.as_dict())] if as_json else seen.lines()
+        click.echo("\n".join(lines))
 
 
 @main.command("list")
@@ -309,11 +335,6 @@ def _report(folders: Sequence[Path], out: Path) -> None:
     files = build_report(folders, out)
     click.echo(files.terminal)
     click.echo(f"leaderboard and plots: {files.leaderboard.parent}")
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    """As an exception, so that the suites' processes are ended too."""
-    sys.exit(128 + number)
 
 
 def _progress() -> "Progress":

@@ -1,5 +1,10 @@
-"""Suites as local processes: each in its own folder, for a limited time, and no failure spreads."""
+"""Suites as local processes: each in its own folder, for a limited time, and no failure spreads.
 
+A process that dies takes nothing finished with it. The SAE that it was at is tried once more in a
+process of its own, and fails if it ends that one too; the SAEs behind it go on in another process.
+"""
+
+import contextlib
 import json
 import logging
 import os
@@ -8,16 +13,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.errors import RunStopped
 from bench.files import write_atomic
 from bench.keys import versions
 from bench.ledger import PlannedCell
 from bench.progress import Progress
-from bench.result import CELL_FILE, Cell, SaeInfo
+from bench.result import Cell, SaeInfo
 from bench.suite import Engine
 
 LOG = logging.getLogger(__name__)
@@ -27,6 +33,10 @@ POLL_S = 0.2
 REPORT_EVERY_S = 1.0
 LOG_FILE = "log.txt"
 LAST_LINES = 15
+GIVE_UP_AFTER = 3
+"""SAEs in a row that each ended a process of their own: then it is not the SAEs."""
+CANNOT_WRITE = os.EX_IOERR
+"""Exit status of a worker that cannot write a result, as when the disk is full."""
 SCRATCH = ("artifacts", "scratch")
 """Folders of a process; sae_bench's activation caches in them can take 100 GB."""
 WORKER_ENVIRONMENT = {
@@ -36,6 +46,8 @@ WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
 }
+LIFELINE_ENV = "SAE_VERDICT_LIFELINE"
+"""Descriptor of a pipe that closes when the run ends, in whatever way: its worker ends then too."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +66,15 @@ class SuiteJob:
     """Where data sets are written once."""
     seed: int
     data_revision: str
+    instruct: str | None = None
+    """The model's instruct sibling; None takes that of the table."""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     engine: Engine = "reference"
     cache_gb: float = 0.0
     """Most disk space for what is shared by all SAEs; 0 keeps none."""
-    instruct: str | None = None
-    """The model's instruct sibling; None takes that of the table."""
     timeout_s: float | None = None
-    """Seconds after which the process is ended; None = no limit."""
+    """Seconds without a finished cell after which the process is ended; None = no limit."""
 
     def save(self, path: Path) -> None:
         """Write the job as JSON."""
@@ -79,6 +91,7 @@ class SuiteJob:
                 sae=SaeInfo(**c["sae"]),
                 sae_dir=Path(c["sae_dir"]),
                 folder=Path(c["folder"]),
+                failure=Path(c["failure"]),
             )
             for c in raw["cells"]
         )
@@ -86,32 +99,37 @@ class SuiteJob:
         return cls(**(raw | paths | {"cells": cells}))
 
 
-def run_suites(jobs: Sequence[SuiteJob], workers: int, progress: Progress) -> list[Cell]:
+def run_suites(
+    jobs: Sequence[SuiteJob],
+    workers: int,
+    progress: Progress,
+    computing: Callable[[Collection[str]], object] = lambda keys: None,
+) -> list[Cell]:
     """Run each job in a process of its own, `workers` at a time; every cell ends in a state.
 
-    The cells come back in the order of the jobs. A process that dies or exceeds its time fails
-    only the cells that it had not finished.
+    The cells come back in the order of the jobs. `computing` gets the keys of the cells that are
+    at work. Raises RunStopped where results cannot be written.
     """
     total = sum(len(job.cells) for job in jobs)
-    waiting, running = list(jobs), list[_Running]()
+    suites = [_Suite(job) for job in jobs]
+    waiting, running = list(suites), list[_Suite]()
     last_report = 0.0
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(_start(waiting.pop(0)))
-            ended = [r for r in running if r.has_ended()]
-            for process in ended:
-                process.settle()
-            running = [r for r in running if r not in ended]
-            if ended or time.monotonic() - last_report >= REPORT_EVERY_S:
-                done = sum(_finished(job) for job in jobs if job not in waiting)
-                progress(STAGE, done, total, ", ".join(r.note() for r in running))
+                running.append(waiting.pop(0))
+            changed = [suite for suite in running if suite.advance()]
+            running = [suite for suite in running if not suite.is_over]
+            if changed or time.monotonic() - last_report >= REPORT_EVERY_S:
+                computing([suite.at.key for suite in running if suite.at])
+                done = sum(suite.n_ended for suite in suites)
+                progress(STAGE, done, total, ", ".join(suite.note() for suite in running))
                 last_report = time.monotonic()
             time.sleep(POLL_S if running else 0)
     finally:
-        for process in running:  # interrupted: leave no orphans
-            process.kill()
-    return [Cell.load(cell.folder) for job in jobs for cell in job.cells]
+        for suite in running:  # interrupted: leave no orphans
+            suite.kill()
+    return [cell for job in jobs for planned in job.cells if (cell := planned.load())]
 
 
 def failed(job: SuiteJob, planned: PlannedCell, reason: str, detail: str = "") -> Cell:
@@ -130,69 +148,186 @@ def failed(job: SuiteJob, planned: PlannedCell, reason: str, detail: str = "") -
     )
 
 
-@dataclass
-class _Running:
-    """A started process."""
+class _Suite:
+    """One suite under way: a process on all its cells, and where one dies, others on the rest."""
 
-    job: SuiteJob
-    process: subprocess.Popen[bytes]
-    started: float
-    is_late: bool = False
+    def __init__(self, job: SuiteJob):
+        self._job = job
+        self._waiting: list[tuple[PlannedCell, ...]] = [job.cells]
+        self._process: _Process | None = None
+        self._left = list(job.cells)
+        self._n_deaths = 0
+        """SAEs in a row that ended a process of their own."""
 
-    def has_ended(self) -> bool:
-        """True once it has exited; ends it if its time is up."""
-        limit = self.job.timeout_s
-        if limit is not None and time.monotonic() - self.started > limit:
-            self.is_late = self.process.poll() is None
-            self.kill()
-        return self.process.poll() is not None
+    @property
+    def is_over(self) -> bool:
+        return not self._waiting and self._process is None
 
-    def settle(self) -> None:
-        """Fail what was left unfinished and remove the scratch files."""
-        log = (self.job.work / LOG_FILE).read_text(errors="replace")
-        tail = "\n".join(log.replace("\r", "\n").splitlines()[-LAST_LINES:])
-        for cell in self.job.cells:
-            if not (cell.folder / CELL_FILE).is_file():
-                LOG.error("%s on %s: %s", self.job.suite, cell.sae.label, self._why())
-                failed(self.job, cell, self._why(), tail).save(cell.folder)
-        for folder in SCRATCH:
-            shutil.rmtree(self.job.work / folder, ignore_errors=True)
+    @property
+    def n_ended(self) -> int:
+        return len(self._job.cells) - len(self._left)
+
+    @property
+    def at(self) -> PlannedCell | None:
+        """The cell that is being computed."""
+        left = self._left_of(self._process.cells) if self._process else []
+        return left[0] if left else None
+
+    def advance(self) -> bool:
+        """Look after the process, start the next; whether cells have ended since the last time."""
+        if self._process is None:
+            self._start()
+        ended = self._take_note()
+        process = self._process
+        if process is None:
+            return ended
+        if ended:
+            process.is_alive_at = time.monotonic()
+        if process.has_ended(self._job.timeout_s):
+            self._process = None
+            self._settle(process)
+            self._take_note()
+            return True
+        return ended
 
     def kill(self) -> None:
         """End the process and everything that it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        if self._process:
+            self._process.kill()
 
     def note(self) -> str:
         """What is running, for the progress bar."""
-        return f"{self.job.suite} {_finished(self.job)}/{len(self.job.cells)}"
+        return f"{self._job.suite} {self.n_ended}/{len(self._job.cells)}"
 
-    def _why(self) -> str:
-        if self.is_late:
-            return f"time limit of {self.job.timeout_s:g} s exceeded"
+    def _start(self) -> None:
+        # another run with the same store may have finished some of them by now
+        if cells := tuple(self._left_of(self._waiting.pop(0))):
+            is_first = len(cells) == len(self._job.cells)
+            self._process = _started(self._job, cells, is_first=is_first)
+
+    def _take_note(self) -> bool:
+        """Forget the cells that have ended; whether there were any."""
+        n_left = len(self._left)
+        self._left = [cell for cell in self._left if cell.load() is None]
+        return len(self._left) < n_left
+
+    def _settle(self, process: "_Process") -> None:
+        """Decide what becomes of the cells that an ended process has left."""
+        self._take_note()
+        for folder in SCRATCH:
+            shutil.rmtree(self._job.work / folder, ignore_errors=True)
+        left = self._left_of(process.cells)
+        if process.cannot_write:
+            raise RunStopped(f"suite {self._job.suite!r}: {process.last_line()}")
+        if not left:
+            self._n_deaths = 0
+            return
+        if len(process.cells) > 1:
+            LOG.warning("%s: %s; going on", self._job.suite, process.why())
+            self._n_deaths *= len(left) == len(process.cells)
+            self._waiting[:0] = [tuple(left[:1]), *filter(None, [tuple(left[1:])])]
+            return
+        self._fail(left, process.why(), process.tail())
+        self._n_deaths += 1
+        if self._n_deaths == GIVE_UP_AFTER:
+            behind = self._left_of([cell for cells in self._waiting for cell in cells])
+            why = f"not tried: {GIVE_UP_AFTER} SAEs before it each ended with: {process.why()}"
+            self._fail(behind, why, process.tail())
+            self._waiting.clear()
+
+    def _fail(self, cells: Sequence[PlannedCell], reason: str, detail: str) -> None:
+        for cell in cells:
+            LOG.error("%s on %s: %s", self._job.suite, cell.sae.label, reason)
+            cell.save(failed(self._job, cell, reason, detail))
+
+    def _left_of(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+        keys = {cell.key for cell in self._left}
+        return [cell for cell in cells if cell.key in keys]
+
+
+@dataclass
+class _Process:
+    """A started process."""
+
+    cells: tuple[PlannedCell, ...]
+    process: subprocess.Popen[bytes]
+    log: Path
+    log_start: int
+    """Bytes of the log that are of earlier processes."""
+    lifeline: int
+    is_alive_at: float
+    """When it started, or a cell of it last ended."""
+    limit_s: float | None = None
+    """The time limit that it has exceeded."""
+
+    @property
+    def cannot_write(self) -> bool:
+        """Whether it gave up because a result could not be written."""
+        return self.limit_s is None and self.process.returncode == CANNOT_WRITE
+
+    def has_ended(self, limit_s: float | None) -> bool:
+        """True once it has exited; ends it if its time is up."""
+        is_running = self.process.poll() is None
+        if is_running and limit_s is not None and time.monotonic() - self.is_alive_at > limit_s:
+            self.limit_s = limit_s
+            is_running = False
+        if not is_running:
+            self.kill()
+        return not is_running
+
+    def kill(self) -> None:
+        """End the process and everything that it started and that is still there."""
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+            self.lifeline = -1
+        with contextlib.suppress(ProcessLookupError):  # all are gone
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def why(self) -> str:
+        """Why it ended before its cells did."""
+        if self.limit_s is not None:
+            return f"time limit of {self.limit_s:g} s exceeded"
         code = self.process.returncode
+        if code == -signal.SIGKILL:
+            return "the suite's process was ended by SIGKILL, as happens when memory runs out"
         if code < 0:
             return f"the suite's process was ended by {signal.Signals(-code).name}"
         return f"the suite's process ended early with exit status {code}"
 
+    def tail(self) -> str:
+        """The last lines that it wrote."""
+        with self.log.open("rb") as file:
+            file.seek(self.log_start)
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.replace("\r", "\n").splitlines()[-LAST_LINES:])
 
-def _start(job: SuiteJob) -> _Running:
+    def last_line(self) -> str:
+        return self.tail().rpartition("\n")[2]
+
+
+def _started(job: SuiteJob, cells: tuple[PlannedCell, ...], *, is_first: bool) -> _Process:
     job.work.mkdir(parents=True, exist_ok=True)
-    for cell in job.cells:
-        (cell.folder / CELL_FILE).unlink(missing_ok=True)  # of an attempt that failed
-    job.save(job.work / "job.json")
-    with (job.work / LOG_FILE).open("wb") as log:
+    for folder in SCRATCH:  # of a run that was killed: half-written files are never read
+        shutil.rmtree(job.work / folder, ignore_errors=True)
+    job_file = (job.work / "job.json").resolve()
+    replace(job, cells=cells).save(job_file)
+    held, lifeline = os.pipe()  # nobody writes: it is read to its end, which comes with ours
+    path = job.work / LOG_FILE
+    with path.open("wb" if is_first else "ab") as log:
         process = subprocess.Popen(
-            _command((job.work / "job.json").resolve()),
+            _command(job_file),
             cwd=job.work,
-            env=os.environ | WORKER_ENVIRONMENT | _import_path(),
+            env=os.environ | WORKER_ENVIRONMENT | _import_path() | {LIFELINE_ENV: str(held)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[held],
         )
-    return _Running(job, process, time.monotonic())
+        start = 0 if is_first else log.tell()
+    os.close(held)
+    return _Process(cells, process, path, start, lifeline, time.monotonic())
 
 
 def _command(job_file: Path) -> list[str]:
@@ -211,7 +346,3 @@ def _paths() -> Iterator[str]:
     yield str(ROOT)
     if inherited := os.environ.get("PYTHONPATH"):
         yield inherited
-
-
-def _finished(job: SuiteJob) -> int:
-    return sum((cell.folder / CELL_FILE).is_file() for cell in job.cells)

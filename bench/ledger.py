@@ -1,14 +1,20 @@
-"""Which cells a run has, and how each ended: planned before the work, settled after it."""
+"""Which cells a run has, and how each ended: planned before the work, settled after it.
 
-import json
-from collections.abc import Iterable
+A finished cell lies in the store that all runs share; one that failed lies in the folder of the run
+in which it did, so that no run inherits the failure of another, or overwrites its success.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.files import write_atomic
+from bench.errors import UserError
 from bench.result import CELL_FILE, Cell, SaeInfo, State, write_manifest
 
-LEDGER_FILE = "ledger.json"
+LOG = logging.getLogger(__name__)
+FAILED = "failed"
+"""Folder of a run for the cells that failed in it."""
 
 
 @dataclass(frozen=True)
@@ -20,31 +26,45 @@ class PlannedCell:
     sae: SaeInfo
     sae_dir: Path
     folder: Path
-    """Where its cell.json will lie, or lies already."""
+    """In the store: where its cell.json will lie once it is finished, or lies already."""
+    failure: Path
+    """In the run's folder: where its cell.json lies if it failed."""
+
+    def load(self) -> Cell | None:
+        """How it ended; None while it has not, or where the record is damaged."""
+        return _read(self.folder, self.key) or _read(self.failure, self.key)
 
     def state(self) -> State | None:
-        """How it ended; None while it has not, or where the record cannot be read."""
-        if not (self.folder / CELL_FILE).is_file():
+        """The state in which it ended; None while it has not."""
+        cell = self.load()
+        return cell.state if cell else None
+
+    def save(self, cell: Cell) -> None:
+        """Write how it ended to where it belongs. Raises OSError where that is impossible."""
+        cell.save(self.failure if cell.state == "failed" else self.folder)
+
+
+def forget_failures(cells: Iterable[PlannedCell]) -> None:
+    """Make failed cells ones that are still to do."""
+    for cell in cells:
+        (cell.failure / CELL_FILE).unlink(missing_ok=True)
+
+
+def close(out: Path, run: str, cells: Sequence[PlannedCell]) -> list[Cell]:
+    """Write the run's manifest; the cells in the order they were planned. All must have ended."""
+    ended = [cell.load() for cell in cells]
+    folders = [c.failure if e and e.state == "failed" else c.folder for c, e in zip(cells, ended)]
+    write_manifest(out, run, folders)
+    return [cell for cell in ended if cell]
+
+
+def _read(folder: Path, key: str) -> Cell | None:
+    """The cell with this key; None where there is none that can be read."""
+    try:
+        if not (folder / CELL_FILE).is_file():
             return None
-        return Cell.load(self.folder).state
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether there is nothing left to compute; a failed cell is tried again."""
-        return self.state() in ("ok", "invalid", "skipped")
-
-
-def record(out: Path, cells: Iterable[PlannedCell]) -> None:
-    """Write out/ledger.json: every planned cell with its state, `pending` where it has none yet."""
-    rows = [
-        {"cell_key": c.key, "suite": c.suite, "label": c.sae.label, "state": c.state() or "pending"}
-        for c in cells
-    ]
-    write_atomic(out / LEDGER_FILE, json.dumps({"cells": rows}, indent=1))
-
-
-def close(out: Path, run: str, cells: list[PlannedCell]) -> list[Cell]:
-    """Settle the ledger and write the run's manifest; the cells in the order they were planned."""
-    record(out, cells)
-    write_manifest(out, run, [cell.folder for cell in cells])
-    return [Cell.load(cell.folder) for cell in cells]
+        cell = Cell.load(folder)
+    except (UserError, ValueError) as error:  # damaged, or of another schema
+        LOG.info("is computed anew: %s", error)
+        return None
+    return cell if cell.cell_key == key else None

@@ -3,40 +3,60 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench import registry
 from bench.checkpoint import read_info, read_record
 from bench.config import RunConfig
 from bench.executor import SuiteJob
-from bench.keys import CellContent, source_key, versions
-from bench.ledger import PlannedCell
+from bench.job import SAES
+from bench.journal import SaeRow
+from bench.keys import CellContent, file_key, source_key, versions
+from bench.ledger import FAILED, PlannedCell
 from bench.models import ModelSpec, on_side, weights_key
+from bench.result import STORE
+from bench.roster import roster
 from bench.suite import Engine, Suite
 
 WORKER = Path(__file__).with_name("worker.py")
 
 
 def plan_cells(
-    config: RunConfig, spec: ModelSpec, data_revision: str, sae_dirs: Sequence[Path], store: Path
+    config: RunConfig, spec: ModelSpec, data_revision: str, sae_dirs: Sequence[Path], out: Path
 ) -> list[PlannedCell]:
-    """Every suite on every SAE, suite by suite; the cells' folders lie below `store`."""
+    """Every suite on every SAE, suite by suite, of the run in folder `out`."""
+    store, failures = out.parent / STORE, out / FAILED
     records = [read_record(sae_dir) for sae_dir in sae_dirs]
     cells = []
     for suite in config.suites:
         content = _content(config, spec, data_revision, suite)
         for sae_dir, record in zip(sae_dirs, records):
             key = replace(content, sae=record).key()
-            cells.append(PlannedCell(key, suite, read_info(sae_dir), sae_dir, store / key))
+            info = read_info(sae_dir)
+            cells.append(PlannedCell(key, suite, info, sae_dir, store / key, failures / key))
     return cells
+
+
+def sae_rows(config: RunConfig, spec: ModelSpec, data_revision: str, out: Path) -> list[SaeRow]:
+    """The SAEs that the run in folder `out` will have, for its journal."""
+    return [
+        SaeRow(
+            label=entry.label,
+            role=entry.role,
+            key=entry.key,
+            folder=(out / SAES / entry.label).relative_to(out.parent).as_posix(),
+        )
+        for entry in roster(config, spec, data_revision)
+    ]
 
 
 def suite_jobs(
     config: RunConfig, cells: Sequence[PlannedCell], data_revision: str, work: Path, cache: Path
 ) -> list[SuiteJob]:
-    """One job per suite that still has cells to compute; finished cells are left alone."""
+    """One job per suite that still has cells to compute; what has ended is left alone."""
     jobs = []
     for suite, fields in config.suites.items():
-        todo = tuple(cell for cell in cells if cell.suite == suite and not cell.is_settled)
+        todo = tuple(cell for cell in cells if cell.suite == suite and cell.state() is None)
         if todo:
             job = SuiteJob(
                 suite=suite,
@@ -52,6 +72,7 @@ def suite_jobs(
                 dtype=config.dtype,
                 engine=engine_of(config, suite),
                 cache_gb=config.eval_cache_gb,
+                timeout_s=config.cell_timeout_s,
             )
             jobs.append(job)
     return jobs
@@ -69,7 +90,7 @@ def _content(config: RunConfig, spec: ModelSpec, data_revision: str, suite: str)
     return CellContent(
         sae={},
         suite=suite,
-        suite_config=config.suites[suite],
+        suite_config={"fields": config.suites[suite], "files": _files_in(config.suites[suite])},
         sources=(source_key(plugin.path), source_key(WORKER)),
         data_revision=data_revision,
         model=weights_key(on_side(spec, plugin.attributes["side"])),
@@ -79,3 +100,14 @@ def _content(config: RunConfig, spec: ModelSpec, data_revision: str, suite: str)
         device=config.device,
         dtype=config.dtype,
     )
+
+
+def _files_in(fields: Any) -> list[str]:
+    """Keys of the local files that a suite's settings name: a path is not their content."""
+    if isinstance(fields, dict):
+        return [key for name in sorted(fields) for key in _files_in(fields[name])]
+    if isinstance(fields, list | tuple):
+        return [key for item in fields for key in _files_in(item)]
+    if not isinstance(fields, str) or not Path(fields).suffix or not Path(fields).is_file():
+        return []
+    return [file_key(Path(fields))]

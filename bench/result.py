@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from bench.errors import UserError
 from bench.files import write_atomic
+from bench.sealed import Damaged, unsealed, write_sealed
 from bench.strict import build
 
 SCHEMA = 1
@@ -90,6 +91,8 @@ class Cell:
     """What shows that the SAE is degenerate, one reason each; it then counts for all its suites."""
     detail: str = ""
     """The traceback of a failed cell."""
+    adjusted: dict[str, int] = field(default_factory=dict)
+    """Settings that were lowered because the device ran out of memory, as they were used."""
     wall_s: float | None = None
     work: dict[str, int] = field(default_factory=dict)
     """Tokens, positions and fits that were computed, see bench.counters."""
@@ -98,16 +101,15 @@ class Cell:
 
     def save(self, folder: Path) -> None:
         """Write `folder`/cell.json atomically. NaN is refused: a missing value is None."""
-        text = json.dumps(asdict(self), indent=1, allow_nan=False)
-        write_atomic(folder / CELL_FILE, text)
+        write_sealed(folder / CELL_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "Cell":
         """Read a saved cell. Raises ValueError for another schema, UserError for a broken file."""
         path = folder / CELL_FILE
         try:
-            return cls.from_dict(_read_json(path))
-        except UserError as error:
+            return cls.from_dict(unsealed(_read_json(path)))
+        except (UserError, Damaged) as error:
             raise UserError(f"{path}: {error}") from error
 
     @classmethod

@@ -4,13 +4,21 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bench import controls, registry, saelens_import
-from bench.config import OPTIMISER, WITHOUT_EFFECT, ControlConfig, RunConfig, SaelensConfig, VariantConfig
+from bench.config import (
+    OPTIMISER,
+    WITHOUT_EFFECT,
+    ControlConfig,
+    RunConfig,
+    SaelensConfig,
+    VariantConfig,
+)
 from bench.errors import UserError
 from bench.keys import content_key, folder_key, source_key, versions
 from bench.models import ModelSpec
+from bench.result import Role
 from bench.strict import build
 from bench.texts import text_key
 from bench.validate import check_step_holds_contexts
@@ -33,10 +41,14 @@ class Entry:
     key: str
     """Hash of everything that decides its weights."""
 
+    role: ClassVar[Role]
+
 
 @dataclass(frozen=True)
 class TrainedEntry(Entry):
     """An SAE to be trained."""
+
+    role: ClassVar[Role] = "trained"
 
     what: VariantConfig
     variant: type[Variant]
@@ -67,12 +79,16 @@ class TrainedEntry(Entry):
 class ControlEntry(Entry):
     """A control to be made."""
 
+    role: ClassVar[Role] = "control"
+
     what: ControlConfig
 
 
 @dataclass(frozen=True)
 class ImportedEntry(Entry):
     """An SAE of others."""
+
+    role: ClassVar[Role] = "imported"
 
     what: SaelensConfig
 

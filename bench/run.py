@@ -1,45 +1,77 @@
 """The pipeline: train every variant on the same activations, score all, collect the cells."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from bench import compat, ledger, preflight
+from bench import compat, ledger, preflight, sources
 from bench.config import RunConfig
+from bench.errors import RunStopped
 from bench.files import write_atomic
+from bench.journal import Journal, kept
+from bench.lock import locked
+from bench.mirror.pins import pin
 from bench.progress import Progress
-from bench.result import STORE, Cell
+from bench.result import Cell
 
 CACHE = ".cache"
 """Folder beside the run folders that holds data sets written once."""
 
 
-def run(config: RunConfig, out: Path, progress: Progress) -> list[Cell]:
+def run(
+    config: RunConfig, out: Path, progress: Progress, *, retry_failed: bool = False
+) -> list[Cell]:
     """Train and score everything in `config` into the run folder `out`; the cells, also the failed.
 
-    What an earlier run finished with the same content is reused. Raises UserError before any work
-    if the run cannot succeed.
+    What an earlier run finished with the same content is reused; what failed in this folder stays
+    failed, unless `retry_failed`. Raises UserError before any work if the run cannot succeed, or
+    another one is in the folder; RunStopped where it cannot go on.
     """
     compat.prepare()
+    out = out.resolve()  # suites run in folders of their own, where a relative path leads elsewhere
+    with locked(out) as holder, sources.using(sources.of_config(config)):
+        preflight.check(config, out)
+        save_config(config, out)
+        pin(config, out, out.parent / CACHE)
+        with kept(out, config.name, holder) as journal, _full_disk_told():
+            return _run(config, out, journal, journal.noting(progress), retry_failed)
+
+
+def _run(
+    config: RunConfig, out: Path, journal: Journal, progress: Progress, retry_failed: bool
+) -> list[Cell]:
     from bench.datasets import hub_for
     from bench.executor import run_suites
     from bench.models import resolve
-    from bench.plan import plan_cells, suite_jobs
+    from bench.plan import plan_cells, sae_rows, suite_jobs
     from bench.train import train_all
 
-    out = out.resolve()  # suites run in folders of their own, where a relative path leads elsewhere
-    preflight.check(config, out)
-    store, cache = out.parent / STORE, out.parent / CACHE
+    cache = out.parent / CACHE
     spec = resolve(config.model, config.instruct)
     hub = hub_for(spec, cache)
-    save_config(config, out)
-    sae_dirs = train_all(config, spec, hub, out, progress)
-    cells = plan_cells(config, spec, hub.revision, sae_dirs, store)
-    ledger.record(out, cells)
+    journal.expect(sae_rows(config, spec, hub.revision, out), config.suites)
+    sae_dirs = train_all(config, spec, hub, out, progress, retry_failed=retry_failed)
+    cells = plan_cells(config, spec, hub.revision, sae_dirs, out)
+    if retry_failed:
+        ledger.forget_failures(cells)
+    journal.plan(cells)
     jobs = suite_jobs(config, cells, hub.revision, out / "work", cache)
-    run_suites(jobs, config.workers, progress)
+    run_suites(jobs, config.workers, progress, journal.computing)
     return ledger.close(out, config.name, cells)
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunStopped(f"{error}: make room; what is finished is kept") from error
 
 
 def save_config(config: RunConfig, out: Path) -> None:

@@ -71,7 +71,10 @@ class Failed(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Why one SAE cannot be asked at all, though nothing went wrong: the cell is `skipped`."""
+    """Why one SAE cannot be asked at all, though nothing went wrong: the cell is `skipped`.
+
+    Only for what follows from the content of the cell's key: it is not looked at again.
+    """
 
     label: str
     reason: str
@@ -106,6 +109,9 @@ class Suite(ABC):
     """Hub ids that it reads."""
     engines: ClassVar[tuple[Engine, ...]] = ("reference",)
     """Which engines it has; another that is asked for falls back to the first."""
+    batch_sizes: ClassVar[tuple[str, ...]] = ()
+    """Fields of its Config that say how much is computed at once and change no number: they are
+    halved when the device is out of memory."""
     rehearsal: ClassVar[dict[str, Any] | None] = None
     """Fields of its Config with which `check` can run it in seconds; None = it does not run it."""
 

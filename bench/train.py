@@ -30,18 +30,29 @@ CACHE = ".cache"
 
 
 def train_all(
-    config: RunConfig, spec: ModelSpec, hub: Hub, out: Path, progress: Progress
+    config: RunConfig,
+    spec: ModelSpec,
+    hub: Hub,
+    out: Path,
+    progress: Progress,
+    *,
+    retry_failed: bool = False,
 ) -> list[Path]:
     """Train every variant of `config` once per seed and make the controls, below out/saes/.
 
     Returns one checkpoint folder per SAE, variants first, in the order of the config. One that an
     earlier run finished with the same content is kept. An SAE that fails in training has a folder
-    too: loading it tells the reason. Raises UserError before any work for what cannot be trained.
+    too: loading it tells the reason; it is kept as well, unless `retry_failed`. Raises UserError before any work for what cannot be trained.
     """
     training_log.check(config.train.log_to)
     entries = roster(config, spec, hub.revision)
     folders = [out / SAES / entry.label for entry in entries]
-    todo = [(e, f) for e, f in zip(entries, folders) if not checkpoint.is_saved(f, e.key)]
+    todo = [
+        (entry, folder)
+        for entry, folder in zip(entries, folders)
+        if not checkpoint.is_saved(folder, entry.key)
+        and (retry_failed or not checkpoint.is_stopped(folder, entry.key))
+    ]
     if todo:
         stream = _open(config, spec, hub, out, [e for e, _ in todo], progress)
         job = Job(config, spec, stream, out, progress)

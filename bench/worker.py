@@ -3,16 +3,19 @@
 import json
 import logging
 import math
+import os
+import signal
 import sys
+import threading
 import traceback
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import compat, registry
+from bench import backoff, compat, registry
 from bench.allocator import keep_freed_memory
 from bench.errors import UserError
-from bench.executor import SCRATCH, SuiteJob, failed
+from bench.executor import CANNOT_WRITE, LIFELINE_ENV, SCRATCH, SuiteJob, failed
 from bench.files import write_atomic
 from bench.keys import versions
 from bench.ledger import PlannedCell
@@ -32,47 +35,87 @@ SHARED = "shared"
 
 def main(argv: list[str]) -> None:
     """Run the job; a failure is a cell's state, not an exit status."""
+    _end_with_the_run()
     compat.prepare()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     job = SuiteJob.load(Path(argv[0]))
     try:
-        suite, ctx = _suite(job), _context(job)
-    except Exception as error:
-        for cell in job.cells:
-            _fail(job, cell, error)
-        return
-    evaluate(job, suite, ctx)
+        _run(job)
+    except OSError as error:  # of a cell that cannot be written; all else has become a cell
+        LOG.error("results cannot be written: %s", error)
+        sys.exit(CANNOT_WRITE)
 
 
 def evaluate(job: SuiteJob, suite: "Suite", ctx: "EvalContext") -> None:
-    """Score every SAE of the job; each cell is written as soon as it is known."""
+    """Score every SAE of the job; each cell is written as soon as it is known.
+
+    Raises OSError where that is impossible.
+    """
     ready = [(cell, handle) for cell in job.cells if (handle := _handle(job, cell, suite))]
+    adjusted: dict[str, int] = {}
     while ready:
-        results = suite.run(ctx, [handle for _, handle in ready])
-        try:
-            for scored in results:
-                cell, _ = ready.pop(0)
-                if isinstance(scored, Failed):
-                    _fail(job, cell, scored.error)
-                    continue
-                if isinstance(scored, Skipped):
-                    _skip(job, cell, scored.reason)
-                    continue
-                LOG.info("%s on %s: %.1f s", job.suite, scored.label, scored.wall_s)
-                _write(job, cell, scored, suite.metrics)
-        except Exception as error:  # the generator is over: go on with the SAEs behind this one
-            if ready:
-                _fail(job, ready.pop(0)[0], error)
+        too_large = _evaluate(job, suite, ctx, ready, adjusted)
+        if too_large:
+            suite, adjusted = backoff.with_smaller_batches(suite, adjusted)
+            LOG.warning("%s: out of memory, goes on with %s", job.suite, adjusted)
+        ready = too_large + ready
+
+
+def _evaluate(
+    job: SuiteJob,
+    suite: "Suite",
+    ctx: "EvalContext",
+    ready: list[tuple[PlannedCell, "SaeHandle"]],
+    adjusted: dict[str, int],
+) -> list[tuple[PlannedCell, "SaeHandle"]]:
+    """Score SAEs, taking them out of `ready`, up to an exception; those to try in smaller batches.
+
+    Those behind an exception stay in `ready`.
+    """
+    too_large: list[tuple[PlannedCell, SaeHandle]] = []
+
+    def fail(error: Exception) -> None:
+        one = ready.pop(0)
+        if backoff.is_out_of_memory(error) and backoff.can_lower(suite):
+            too_large.append(one)
         else:
-            for cell, _ in ready:
-                _fail(job, cell, RuntimeError(f"suite {job.suite!r} gave no result for this SAE"))
-            return
+            _fail(job, one[0], error, adjusted)
+
+    results = suite.run(ctx, [handle for _, handle in ready])
+    while ready:
+        try:
+            scored = next(results)
+        except StopIteration:
+            fail(RuntimeError(f"suite {job.suite!r} gave no result for this SAE"))
+            continue
+        except Exception as error:  # the generator is over: go on with the SAEs behind this one
+            fail(error)
+            break
+        if isinstance(scored, Failed):
+            fail(scored.error)
+            continue
+        cell, _ = ready.pop(0)
+        if isinstance(scored, Skipped):
+            _skip(job, cell, scored.reason)
+        else:
+            LOG.info("%s on %s: %.1f s", job.suite, scored.label, scored.wall_s)
+            _write(job, cell, scored, suite.metrics, adjusted)
+    if too_large:
+        backoff.free_memory()
+    return too_large
 
 
 def to_cell(
-    job: SuiteJob, planned: PlannedCell, scored: "Scored", declared: "tuple[Metric, ...]"
+    job: SuiteJob,
+    planned: PlannedCell,
+    scored: "Scored",
+    declared: "tuple[Metric, ...]",
+    adjusted: dict[str, int] | None = None,
 ) -> Cell:
-    """A suite's answer as a cell: complete and in range, or not `ok` with the reason."""
+    """A suite's answer as a cell: complete and in range, or not `ok` with the reason.
+
+    `adjusted` are the settings that were lowered to make it fit into memory.
+    """
     undeclared = sorted(set(scored.metrics) - {m.name for m in declared})
     if undeclared:
         raise ValueError(f"suite {job.suite!r} does not declare {', '.join(undeclared)}")
@@ -89,6 +132,7 @@ def to_cell(
         metrics=values,
         units=tuple(UnitValue(*unit) for unit in scored.units),
         reason=reason,
+        adjusted=dict(adjusted or {}),
         wall_s=scored.wall_s,
         work=scored.work,
         versions=versions(),
@@ -116,44 +160,50 @@ def _state(values: tuple[MetricValue, ...], scored: "Scored") -> tuple[State, st
 
 
 def _write(
-    job: SuiteJob, planned: PlannedCell, scored: "Scored", metrics: "tuple[Metric, ...]"
+    job: SuiteJob,
+    planned: PlannedCell,
+    scored: "Scored",
+    metrics: "tuple[Metric, ...]",
+    adjusted: dict[str, int],
 ) -> None:
     try:
-        cell = to_cell(job, planned, scored, metrics)
+        cell = to_cell(job, planned, scored, metrics, adjusted)
         files = scored.files
         if scored.saebench is not None:
             files = files | {SAE_BENCH_FILE: scored.saebench}
         for name, content in files.items():
             write_atomic(planned.folder / name, json.dumps(content, indent=1))
-        cell.save(planned.folder)
+        planned.save(cell)
+    except OSError:
+        raise
     except Exception as error:
-        _fail(job, planned, error)
+        _fail(job, planned, error, adjusted)
 
 
-def _fail(job: SuiteJob, planned: PlannedCell, error: Exception) -> None:
+def _fail(
+    job: SuiteJob, planned: PlannedCell, error: Exception, adjusted: dict[str, int] | None = None
+) -> None:
     LOG.error("%s on %s failed", job.suite, planned.sae.label, exc_info=error)
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     detail = "".join(traceback.format_exception(error))
-    failed(job, planned, " ".join(reason.split()), detail).save(planned.folder)
+    cell = failed(job, planned, " ".join(reason.split()), detail)
+    planned.save(replace(cell, adjusted=dict(adjusted or {})))
 
 
 def _skip(job: SuiteJob, planned: PlannedCell, reason: str) -> None:
     LOG.warning("%s on %s skipped: %s", job.suite, planned.sae.label, reason)
-    replace(failed(job, planned, reason), state="skipped").save(planned.folder)
+    planned.save(replace(failed(job, planned, reason), state="skipped"))
 
 
 def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle | None":
     """The SAE as saved, or None after its cell was settled without it."""
-    from dataclasses import asdict
-
     from bench.checkpoint import load_sae
     from bench.suite import SaeHandle
 
     kind = planned.sae.hook_name.rpartition(".")[2]
     if kind not in suite.hooks:
-        _skip(
-            job, planned, f"suite {job.suite!r} can only score {', '.join(suite.hooks)}, not {kind}"
-        )
+        can = ", ".join(suite.hooks)
+        _skip(job, planned, f"suite {job.suite!r} can only score {can}, not {kind}")
         return None
     try:
         return SaeHandle(
@@ -162,6 +212,29 @@ def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle |
     except Exception as error:
         _fail(job, planned, error)
         return None
+
+
+def _run(job: SuiteJob) -> None:
+    try:
+        suite, ctx = _suite(job), _context(job)
+    except Exception as error:
+        for cell in job.cells:
+            _fail(job, cell, error)
+        return
+    evaluate(job, suite, ctx)
+
+
+def _end_with_the_run() -> None:
+    """End this process, and what it has started, as soon as the run that started it is no more."""
+    lifeline = os.environ.get(LIFELINE_ENV)
+    if lifeline is None:
+        return
+
+    def wait() -> None:
+        os.read(int(lifeline), 1)  # the other end is closed by the kernel at the latest
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _suite(job: SuiteJob) -> "Suite":

@@ -33,7 +33,9 @@ def pipeline(monkeypatch):
     """Replaces the pipeline by one that ends with the given cells, and the report by nothing."""
 
     def ends_with(*states: State) -> None:
-        monkeypatch.setattr("bench.run.run", lambda *args: [cell(state) for state in states])
+        monkeypatch.setattr(
+            "bench.run.run", lambda *args, **more: [cell(state) for state in states]
+        )
         monkeypatch.setattr("bench.cli._report", lambda *args: None)
 
     return ends_with
@@ -140,7 +142,7 @@ import pathlib, time
 import bench.run
 from bench.cli import main
 folder = pathlib.Path({str(tmp_path)!r})
-def work(*args):
+def work(*args, **more):
     try:
         (folder / "started").touch()
         time.sleep(60)

@@ -28,6 +28,7 @@ def job(tmp_path, labels=LABELS, **changes):
             sae=info(label),
             sae_dir=tmp_path / "saes" / label,
             folder=tmp_path / "store" / f"key-{label}",
+            failure=tmp_path / "failed" / f"key-{label}",
         )
         for label in labels
     )
@@ -36,14 +37,14 @@ def job(tmp_path, labels=LABELS, **changes):
     return SuiteJob(**(common | fields | changes))
 
 
-def finish(folder):
-    """Python code that writes an ok cell to `folder`."""
-    cell = Cell("key", "fake", info("x"), "ok", "reference", "rev", 3)
+def finish(planned):
+    """Python code that writes an ok cell."""
+    cell = Cell(planned.key, "fake", planned.sae, "ok", "reference", "rev", 3)
     return f"""
 from pathlib import Path
 from bench.result import Cell
 import json
-Cell.from_dict(json.loads({json.dumps(json.dumps(as_dict(cell)))})).save(Path({str(folder)!r}))
+Cell.from_dict(json.loads({json.dumps(json.dumps(as_dict(cell)))})).save(Path({str(planned.folder)!r}))
 """
 
 
@@ -70,7 +71,7 @@ def quiet(stage, done, total, note=""):
 def test_a_dead_process_fails_only_its_unfinished_cells(tmp_path, process):
     one = job(tmp_path)
     process(
-        finish(one.cells[0].folder)
+        finish(one.cells[0])
         + "import os, sys\nprint('last words', flush=True)\nos.kill(os.getpid(), 9)"
     )
     cells = run_suites([one], 1, quiet)
@@ -100,14 +101,6 @@ def test_a_time_limit_ends_the_process_and_its_children(tmp_path, process):
     beaten = beats.stat().st_size
     time.sleep(0.5)
     assert beats.stat().st_size == beaten > 0
-
-
-def test_an_old_cell_does_not_pass_for_a_new_one(tmp_path, process):
-    one = job(tmp_path, labels=("a",))
-    executor.failed(one, one.cells[0], "of last week").save(one.cells[0].folder)
-    process("import sys; sys.exit(1)")
-    (cell,) = run_suites([one], 1, quiet)
-    assert "exit status 1" in cell.reason
 
 
 def test_jobs_run_side_by_side_and_come_back_in_order(tmp_path, process):
@@ -195,7 +188,7 @@ def evaluate(tmp_path, monkeypatch):
     def run(suite, one=None):
         one = one or job(tmp_path)
         worker.evaluate(one, suite, ctx=None)
-        return [Cell.load(cell.folder) for cell in one.cells]
+        return [cell.load() for cell in one.cells]
 
     return run
 
@@ -302,7 +295,7 @@ def test_a_job_that_cannot_start_fails_every_cell_with_one_line(tmp_path):
     one = job(tmp_path, suite="absorptoin")
     one.save(tmp_path / "job.json")
     worker.main([str(tmp_path / "job.json")])
-    cells = [Cell.load(cell.folder) for cell in one.cells]
+    cells = [cell.load() for cell in one.cells]
     assert [c.state for c in cells] == ["failed"] * 3
     assert "did you mean 'absorption'?" in cells[0].reason
 

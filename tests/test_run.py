@@ -52,11 +52,15 @@ def go(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "hub_for", lambda *args: datasets.LocalHub(tiny.data()))
     out = tmp_path / "results" / "mine"
 
-    def start(out: Path = out, **changes) -> tuple[list[Cell], int]:
-        before = {path: path.stat().st_mtime_ns for path in out.parent.glob(".store/*/cell.json")}
-        cells = run(replace(CONFIG, **changes), out, lambda *args: None)
-        after = {path: path.stat().st_mtime_ns for path in out.parent.glob(".store/*/cell.json")}
-        return cells, sum(before.get(path) != time for path, time in after.items())
+    def times() -> dict[Path, int]:
+        found = [*out.parent.glob(".store/*/cell.json"), *out.parent.glob("*/failed/*/cell.json")]
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    def start(out: Path = out, retry_failed=False, **changes) -> tuple[list[Cell], int]:
+        before = times()
+        config = replace(CONFIG, **changes)
+        cells = run(config, out, lambda *args: None, retry_failed=retry_failed)
+        return cells, sum(before.get(path) != time for path, time in times().items())
 
     start.out, start.plugin = out, plugin  # type: ignore[attr-defined]
     return start
@@ -82,14 +86,27 @@ def test_what_is_finished_is_not_computed_again_and_what_changed_is(go):
     assert go()[1] == 2
 
 
-def test_a_failure_stays_in_its_cell_and_is_tried_again(go):
+def test_a_failure_stays_in_its_cell_and_is_tried_again_when_asked(go):
     controls = (ControlConfig("mean"), ControlConfig("random", 4.0))
     cells, _ = go(controls=controls)
     assert [c.state for c in cells] == ["ok", "failed", "ok"]
     assert cells[1].reason == "ArithmeticError: no mean"
-    ledger = json.loads((go.out / "ledger.json").read_text())["cells"]
-    assert [row["state"] for row in ledger] == ["ok", "failed", "ok"]
-    assert go(controls=controls)[1] == 1
+    rows = json.loads((go.out / "ledger.json").read_text())["cells"]
+    assert [row["state"] for row in rows] == ["ok", "failed", "ok"]
+    again, n_computed = go(controls=controls)
+    assert (again, n_computed) == (cells, 0)
+    assert go(controls=controls, retry_failed=True)[1] == 1
+
+
+def test_a_failure_is_not_that_of_another_run_and_is_forgotten_with_its_cause(go):
+    controls = (ControlConfig("mean"),)
+    assert go(controls=controls)[1] == 2
+    cells, n_computed = go(out=go.out.parent / "other", controls=controls)
+    assert [c.state for c in cells] == ["ok", "failed"]
+    assert n_computed == 1  # the finished one is shared
+    go.plugin.write_text(SUITE.replace('raise ArithmeticError("no mean")', "pass"))
+    cells, n_computed = go(controls=controls)
+    assert ([c.state for c in cells], n_computed) == (["ok", "ok"], 2)
 
 
 def test_a_relative_run_folder_is_found_by_the_suites(go, tmp_path, monkeypatch):
