@@ -126,14 +126,11 @@ READERS: dict[str, Callable[[Path, str], Iterator[Text]]] = {
 
 
 def _from_hub(train: TrainConfig, hub: Hub, content: str | None) -> Iterator[Text]:
-    from datasets.exceptions import DatasetNotFoundError
-
     where = f"train.dataset={train.dataset!r}"
     try:
         rows: Iterable[Any] = hub.load_dataset(train.dataset, split="train", streaming=True)
-    # what `datasets` raises for an unknown name, no network, a missing split
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
-        raise UserError(f"{where}: cannot be opened: {' '.join(str(error).split())}") from error
+    except UserError as error:  # an unknown name, no network, a missing split
+        raise UserError(f"{where}: {error}") from error
     for row in rows:
         yield _text(row, train.text_column, content, where)
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from bench import datasets
-from bench.datasets import LocalHub
+from bench.datasets import LocalHub, RemoteHub
 from bench.errors import UserError
 from bench.models import resolve
+from bench.sources import Sources, using
 
 
 def write(root, name, rows):
@@ -111,8 +112,39 @@ def test_nano_data_cut_short_leave_nothing(tmp_path, monkeypatch):
 def test_a_real_model_reads_the_hub_and_only_gated_files_from_disk(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: seen.append((a, k)) or "rows")
-    hub = datasets.hub_for(resolve("gemma-2-2b"), tmp_path)
-    assert hub.load_dataset("a/news", split="train") == "rows"
-    assert seen == [(("a/news", None), {"split": "train", "streaming": False})]
-    with pytest.raises(UserError, match="bio-forget-corpus"):
+    with using(Sources(commits={"dataset/a/news": "c0ffee"})):
+        hub = datasets.hub_for(resolve("gemma-2-2b"), tmp_path)
+    assert hub.load_dataset("a/news", split="train", trust_remote_code=True) == "rows"
+    options = {"split": "train", "streaming": False, "revision": "c0ffee"}
+    assert seen == [(("a/news", None), options | {"trust_remote_code": False})]
+    with pytest.raises(UserError, match="request access at .*bio-forget-corpus"):
         hub.file("bio-forget-corpus", "train")
+    write(tmp_path / "files", "bio-forget-corpus/train", [{"text": "x"}])
+    assert hub.file("bio-forget-corpus", "train").is_file()
+    assert hub.load_dataset("bio-forget-corpus", split="train")[0] == {"text": "x"}
+
+
+def test_what_nobody_declared_is_not_read_from_the_hub(tmp_path):
+    hub = RemoteHub(tmp_path, Sources())
+    with pytest.raises(UserError, match=r"'a/news': no commit .* `datasets` or `data\(\)`"):
+        hub.load_dataset("a/news", split="train")
+
+
+def test_the_revision_of_the_hub_is_that_of_its_commits(tmp_path):
+    def revision(commits: dict[str, str], *paths: str) -> str:
+        hub = RemoteHub(tmp_path, Sources(commits=commits))
+        return hub.revision_of(paths) if paths else hub.revision
+
+    a, b, model = {"dataset/a": "1"}, {"dataset/b": "1"}, {"model/a": "1"}
+    assert revision(a) == revision(a | model) != revision({"dataset/a": "2"})
+    assert revision(a | b) != revision(a)
+    assert revision(a | b, "a") == revision(a, "a")
+    write(tmp_path, "a/train", [{"text": "x"}])  # a file of the user's stands for it
+    assert revision(a) != revision(b)
+
+
+def test_the_revision_of_some_data_sets_follows_only_them(hub, tmp_path):
+    before = hub.revision_of(["a/news"]), hub.revision_of(["cais/mmlu"])
+    write(tmp_path, "cais/mmlu/history/test", [{"question": "other"}])
+    assert hub.revision_of(["a/news"]) == before[0]
+    assert hub.revision_of(["cais/mmlu"]) != before[1]

@@ -8,6 +8,7 @@ from tiny import data
 from bench.config import TrainConfig
 from bench.datasets import LocalHub, RemoteHub
 from bench.errors import UserError
+from bench.sources import Sources
 from bench.texts import Text, text_key, text_source
 
 TEXTS = ["The first one.\nHas two lines.", "Ein zweiter: äöü", "third"]
@@ -98,7 +99,8 @@ def test_nano_text_knows_its_paraphrases():
 
 
 def test_a_data_set_that_the_hub_does_not_have_is_one_line(tmp_path):
-    missing = source("nobody/no-such-data-set", RemoteHub(tmp_path))
+    hub = RemoteHub(tmp_path, Sources(commits={"dataset/nobody/no-such-data-set": "c0ffee"}))
+    missing = source("nobody/no-such-data-set", hub)
     assert missing.n_bytes is None
     with pytest.raises(UserError, match="train.dataset='nobody/no-such-data-set'") as refused:
         next(missing.open())
@@ -108,11 +110,13 @@ def test_a_data_set_that_the_hub_does_not_have_is_one_line(tmp_path):
 def test_text_of_the_hub_is_streamed(tmp_path, monkeypatch):
     import datasets
 
-    def load(path, name, *, split, streaming, trust_remote_code):
+    def load(path, name, *, split, streaming, trust_remote_code, revision):
         assert (path, name, split, streaming) == ("owner/texts", None, "train", True)
+        assert (trust_remote_code, revision) == (False, "c0ffee")
         return iter([{"body": "a", "content_id": "x"}, {"body": "b"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    texts = source("owner/texts", RemoteHub(tmp_path), text_column="body").open()
+    hub = RemoteHub(tmp_path, Sources(commits={"dataset/owner/texts": "c0ffee"}))
+    texts = source("owner/texts", hub, text_column="body").open()
     # a column of that name may mean anything on the hub
     assert list(texts) == [Text("a"), Text("b")]

@@ -120,7 +120,7 @@ def inside(root: Path, name: str) -> Path:
     Names come from hubs and from manifests that others made.
     """
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    if ".." in path.parts or not path.resolve().is_relative_to(root.resolve()):
         raise UserError(f"path {name!r}: leads outside {root}")
     return path
 
