@@ -77,6 +77,9 @@ def main() -> None:
 @MIRROR
 @TRUST
 @click.option("--retry-failed", is_flag=True, help="Try SAEs and cells again that failed.")
+@click.option(
+    "--skip-unavailable", is_flag=True, help="Leave out suites whose models or data are missing."
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and stop.")
 def run(
     config: Path | None,
@@ -89,20 +92,20 @@ def run(
     mirror: Path | None,
     trust_remote_code: bool,
     retry_failed: bool,
+    skip_unavailable: bool,
     dry_run: bool,
 ) -> None:
     """Train every SAE of CONFIG, score it with every suite, and write the leaderboard.
 
     Without CONFIG: the demo on the embedded, synthetic nano world. What is already finished is
-    not computed again; what failed is kept as it is, unless --retry-failed. Exit status: 0 all cells
-    ok, 1 some cell failed, 2 refused before work, 130 or 143 interrupted.
+    not computed again; what failed is kept as it is, unless --retry-failed. Exit status: 0 all
+    cells ok, 1 some cell failed, 2 refused before work, 130 or 143 interrupted.
     """
     from bench.config import default_config, load_config
     from bench.overrides import apply
-    from bench.preflight import check
+    from bench.preflight import forecast
     from bench.run import outline
     from bench.run import run as run_config
-    from bench.sources import of_config, using
     from bench.status import failures
 
     for path in plugins:
@@ -121,14 +124,54 @@ def run(
     folder = out or Path("results") / chosen.name
     click.echo("\n".join([*outline(chosen), f"out       {folder}"]))
     if dry_run:
-        with using(of_config(chosen)):
-            check(chosen, folder)
+        click.echo("\n".join(forecast(chosen, folder, skip_unavailable=skip_unavailable)))
         return
     raise_when_asked_to_end()
-    cells = run_config(chosen, folder, _progress(), retry_failed=retry_failed)
+    cells = run_config(
+        chosen,
+        folder,
+        _progress(),
+        retry_failed=retry_failed,
+        skip_unavailable=skip_unavailable,
+    )
     _report([folder], folder)
     if told := failures(cells):
         click.echo("\n".join(told), err=True)
+        sys.exit(SOME_CELL_FAILED)
+
+
+@main.command()
+@click.argument("config", type=FILE, required=False)
+@click.option("--out", type=FILE, help="Run folder.  [default: results/<config name>]")
+@click.option("--plugin", "plugins", type=FILE, multiple=True, help="A variant or suite to add.")
+@click.option("--sae", "saes", multiple=True, help="SAELens folder or RELEASE:ID to score too.")
+@click.option("--mirror", type=FILE, help="Folder that `data fetch` filled.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(
+    config: Path | None,
+    out: Path | None,
+    plugins: tuple[Path, ...],
+    saes: tuple[str, ...],
+    mirror: Path | None,
+    as_json: bool,
+) -> None:
+    """Check in seconds whether a run of CONFIG can succeed here, with a fix for what is missing.
+
+    Without CONFIG: the demo. `run` makes the same checks before it starts. Exit status: 0 it can, 1
+    something needed is missing.
+    """
+    from bench.config import default_config, load_config
+    from bench.doctor.examine import examine
+    from bench.overrides import apply
+
+    for path in plugins:
+        registry.add_file(path)
+    chosen = apply(
+        load_config(config or default_config()), plugins=plugins, saes=saes, mirror=mirror
+    )
+    found = examine(chosen, out or Path("results") / chosen.name)
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else "\n".join(found.lines()))
+    if not found.is_ok:
         sys.exit(SOME_CELL_FAILED)
 
 

@@ -1,8 +1,8 @@
-"""What the activation stream and the memory would refuse, told before a model is loaded."""
+"""What the activation stream would refuse, told before a model is loaded."""
 
 from collections.abc import Iterator
 
-from bench import memory, registry
+from bench import registry
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.models import ModelSpec
@@ -14,7 +14,7 @@ GB = 1e9
 
 
 def problems(config: RunConfig, spec: ModelSpec) -> Iterator[str]:
-    """One line per reason why training could not start or would run out of memory.
+    """One line per reason why training could not start.
 
     A model whose sizes are not known beforehand is checked when it is loaded, also before training.
     """
@@ -22,7 +22,6 @@ def problems(config: RunConfig, spec: ModelSpec) -> Iterator[str]:
     shape = shape_of(spec)
     if shape is not None:
         yield from _model(config, spec, shape)
-        yield from _memory(config, spec, shape)
 
 
 def _text(config: RunConfig) -> Iterator[str]:
@@ -57,22 +56,13 @@ def _model(config: RunConfig, spec: ModelSpec, shape: Shape) -> Iterator[str]:
         yield f"d_in={config.d_in}: {config.hook_name} of model {spec.name!r} is {width} wide"
 
 
-def _memory(config: RunConfig, spec: ModelSpec, shape: Shape) -> Iterator[str]:
-    try:
-        n_saes = at_once(config)
-    except UserError:  # told by the check of the plugins
-        return
-    try:
-        free = memory.available(config.device)
-    except (RuntimeError, AssertionError):  # no such device, told by the check of the device
-        return
-    need = memory.needed(config, shape, n_saes)
-    if free is not None and need > free:
-        yield (
-            f"train.d_sae={config.train.d_sae}: {n_saes} SAEs at once beside model {spec.name!r} "
-            f"need {need / GB:.1f} GB, {config.device} has {free / GB:.1f} GB free; train fewer, "
-            "or lower d_sae, batch_size or buffer_tokens"
-        )
+def too_much(config: RunConfig, spec: ModelSpec, need: int, free: int) -> str:
+    """That a training does not fit, with both numbers and what to lower."""
+    return (
+        f"train.d_sae={config.train.d_sae}: {at_once(config)} SAEs at once beside model "
+        f"{spec.name!r} need {need / GB:.1f} GB, {config.device} has {free / GB:.1f} GB free; "
+        "train fewer, or lower d_sae, batch_size or buffer_tokens"
+    )
 
 
 def at_once(config: RunConfig) -> int:
@@ -80,9 +70,18 @@ def at_once(config: RunConfig) -> int:
 
     Raises UserError for a variant that cannot be loaded.
     """
-    searches = set()
+    n_pilots = len(searches(config)) * len(FACTORS)
+    return max(len(config.variants) * len(config.seeds), n_pilots)
+
+
+def searches(config: RunConfig) -> set[tuple[str, str]]:
+    """The variants, each with its settings, whose knob pilots have to find.
+
+    Raises UserError for a variant that cannot be loaded.
+    """
+    found = set()
     for what in config.variants:
         knob = registry.load("variants", what.name, what.config).knob
         if what.target_l0 is not None and knob is not None and not knob.native:
-            searches.add((what.name, repr(sorted(what.config.items()))))
-    return max(len(config.variants) * len(config.seeds), len(searches) * len(FACTORS))
+            found.add((what.name, repr(sorted(what.config.items()))))
+    return found

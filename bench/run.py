@@ -1,14 +1,14 @@
 """The pipeline: train every variant on the same activations, score all, collect the cells."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from bench import compat, ledger, preflight, sources
+from bench import compat, ledger, preflight, rates, sources
 from bench.config import RunConfig
 from bench.errors import RunStopped
 from bench.files import write_atomic
@@ -23,29 +23,43 @@ CACHE = ".cache"
 
 
 def run(
-    config: RunConfig, out: Path, progress: Progress, *, retry_failed: bool = False
+    config: RunConfig,
+    out: Path,
+    progress: Progress,
+    *,
+    retry_failed: bool = False,
+    skip_unavailable: bool = False,
 ) -> list[Cell]:
     """Train and score everything in `config` into the run folder `out`; the cells, also the failed.
 
     What an earlier run finished with the same content is reused; what failed in this folder stays
-    failed, unless `retry_failed`. Raises UserError before any work if the run cannot succeed, or
+    failed, unless `retry_failed`; suites that cannot run here are left out, their cells skipped, if
+    `skip_unavailable`. Raises UserError before any work if the run cannot succeed, or
     another one is in the folder; RunStopped where it cannot go on.
     """
     compat.prepare()
     out = out.resolve()  # suites run in folders of their own, where a relative path leads elsewhere
     with locked(out) as holder, sources.using(sources.of_config(config)):
-        preflight.check(config, out)
+        left_out = preflight.check(config, out, skip_unavailable=skip_unavailable)
         save_config(config, out)
+        config = preflight.without(config, left_out)
         pin(config, out, out.parent / CACHE)
+        progress = rates.Timed(progress, config, out.parent / CACHE)
         with kept(out, config.name, holder) as journal, _full_disk_told():
-            return _run(config, out, journal, journal.noting(progress), retry_failed)
+            return _run(config, out, journal, journal.noting(progress), retry_failed, left_out)
 
 
 def _run(
-    config: RunConfig, out: Path, journal: Journal, progress: Progress, retry_failed: bool
+    config: RunConfig,
+    out: Path,
+    journal: Journal,
+    progress: Progress,
+    retry_failed: bool,
+    left_out: Mapping[str, str],
 ) -> list[Cell]:
     from bench.datasets import hub_for
     from bench.executor import run_suites
+    from bench.left_out import skipped_cells
     from bench.models import resolve
     from bench.plan import plan_cells, sae_rows, suite_jobs
     from bench.train import train_all
@@ -56,6 +70,7 @@ def _run(
     journal.expect(sae_rows(config, spec, hub.revision, out), config.suites)
     sae_dirs = train_all(config, spec, hub, out, progress, retry_failed=retry_failed)
     cells = plan_cells(config, spec, hub.revision, sae_dirs, out)
+    cells += skipped_cells(config, left_out, sae_dirs, out)
     if retry_failed:
         ledger.forget_failures(cells)
     journal.plan(cells)

@@ -7,7 +7,10 @@ import pytest
 
 from bench import models, preflight
 from bench.config import RunConfig, TrainConfig, VariantConfig
+from bench.doctor import hours, packages
+from bench.doctor import plugins as doctor_plugins
 from bench.errors import UserError
+from tests import tiny
 from tests.samples import VARIANT
 
 CONFIG = RunConfig(
@@ -30,21 +33,28 @@ SIDED = """
 
 
 @pytest.fixture
-def problems(plugins, monkeypatch, tmp_path):
-    """The complaints of preflight about CONFIG with changes, on a model whose files are there."""
+def config(plugins, monkeypatch):
+    """CONFIG with a variant and a suite of its own, on tiny models that are there."""
     plugins("variants/mine.py", VARIANT)
     plugins("suites/chat.py", SIDED)
-    specs = {n: replace(models.resolve(n), source=str(tmp_path)) for n in ("nano", "nano-it")}
+    plugins("suites/plain.py", SIDED.replace('"instruct"', '"base"').replace("Chat", "Plain"))
+    specs = {spec.name: spec for spec in tiny.pair()}
     specs["alone"] = replace(specs["nano"], name="alone", instruct=None)
-    specs["gone"] = replace(specs["nano"], name="gone", source=str(tmp_path / "none"))
+    specs["gone"] = replace(specs["nano"], name="gone", source=str(tiny.folder() / "none"))
     monkeypatch.setattr(models, "MODELS", specs)
-    monkeypatch.setattr(preflight, "check_pair", lambda *args: None)
-    monkeypatch.setattr(preflight, "_rehearsals", lambda *args: [])  # of a variant that is none
+    for part in ((doctor_plugins, "rehearsals"), (hours, "checks"), (packages, "checks")):
+        monkeypatch.setattr(*part, lambda subject: [])  # of a variant that is none
+    return CONFIG
+
+
+@pytest.fixture
+def problems(config, tmp_path):
+    """The complaints of preflight about CONFIG with changes."""
 
     def complain(**changes) -> str:
         out = changes.pop("out", tmp_path / "run")
         try:
-            preflight.check(replace(CONFIG, **changes), out)
+            preflight.check(replace(config, **changes), out)
         except UserError as error:
             return str(error)
         return ""
@@ -93,3 +103,24 @@ def test_a_device_that_is_not_there_is_refused(problems):
 def test_all_problems_are_told_at_once(problems):
     found = problems(model="gone", device="cuda:99")
     assert "nano build" in found and "cuda:99" in found and "\n" not in found
+
+
+def test_a_suite_that_cannot_run_is_left_out_on_request(config, tmp_path):
+    mixed = replace(config, model="alone", suites={"chat": {}, "plain": {}})
+    with pytest.raises(UserError, match="the other suites can run: --skip-unavailable"):
+        preflight.check(mixed, tmp_path / "run")
+    left_out = preflight.check(mixed, tmp_path / "run", skip_unavailable=True)
+    assert list(left_out) == ["chat"] and "no instruct sibling" in left_out["chat"]
+    assert list(preflight.without(mixed, left_out).suites) == ["plain"]
+
+
+def test_a_run_of_nothing_but_left_out_suites_is_refused(config, tmp_path):
+    chat = replace(config, model="alone", suites={"chat": {}})
+    with pytest.raises(UserError, match="no instruct sibling"):
+        preflight.check(chat, tmp_path / "run", skip_unavailable=True)
+
+
+def test_what_the_whole_run_needs_is_never_left_out(config, tmp_path):
+    both = replace(config, model="gone", suites={"chat": {}, "plain": {}})
+    with pytest.raises(UserError, match="nano build"):
+        preflight.check(both, tmp_path / "run", skip_unavailable=True)

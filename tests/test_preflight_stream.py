@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 from tiny import HOOK, pair
 
-from bench import memory, preflight
+from bench import preflight
 from bench.config import RunConfig, TrainConfig, VariantConfig
-from bench.models import ModelSpec, resolve
+from bench.models import ModelSpec
 from bench.preflight_stream import at_once, problems
-
-GEMMA = resolve("gemma-2-2b")
 
 
 def config(**changes) -> RunConfig:
@@ -58,24 +56,6 @@ def test_a_file_without_enough_text_is_refused_with_both_numbers(tmp_path, conte
     path.write_text(content)
     (found,) = complaints(train={"dataset": str(path)})
     assert f"has {len(content)} bytes for the {10_000 + 16_384} tokens" in found
-
-
-def test_more_latents_than_memory_are_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: 24 * 10**9)
-    settings = {
-        "model": "gemma-2-2b",
-        "hook_name": "blocks.12.hook_resid_post",
-        "dtype": "bfloat16",
-    }
-    assert complaints(GEMMA, train={"d_sae": 16_384, "tokens": 10**9}, **settings) == []
-    (found,) = complaints(GEMMA, train={"d_sae": 2**20, "tokens": 10**9}, **settings)
-    assert found.startswith("train.d_sae=1048576: 1 SAEs at once beside model 'gemma-2-2b' need ")
-    assert "cpu has 24.0 GB free" in found
-
-
-def test_memory_that_cannot_be_told_is_no_reason_to_refuse(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device: None)
-    assert complaints() == []
 
 
 def test_the_most_saes_at_once_are_those_of_the_run_or_its_pilots():

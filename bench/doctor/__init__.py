@@ -1,0 +1,1 @@
+"""Everything that can be known in seconds about whether a run will succeed, with the fixes."""
