@@ -175,9 +175,11 @@ class _Suite:
 
     def advance(self) -> bool:
         """Look after the process, start the next; whether cells have ended since the last time."""
+        n_ended = self.n_ended
         if self._process is None:
             self._start()
-        ended = self._take_note()
+        self._take_note()
+        ended = self.n_ended > n_ended
         process = self._process
         if process is None:
             return ended
@@ -200,16 +202,14 @@ class _Suite:
         return f"{self._job.suite} {self.n_ended}/{len(self._job.cells)}"
 
     def _start(self) -> None:
-        # another run with the same store may have finished some of them by now
+        self._take_note()  # another run with the same store may have finished some of them by now
         if cells := tuple(self._left_of(self._waiting.pop(0))):
             is_first = len(cells) == len(self._job.cells)
             self._process = _started(self._job, cells, is_first=is_first)
 
-    def _take_note(self) -> bool:
-        """Forget the cells that have ended; whether there were any."""
-        n_left = len(self._left)
+    def _take_note(self) -> None:
+        """Forget the cells that have ended."""
         self._left = [cell for cell in self._left if cell.load() is None]
-        return len(self._left) < n_left
 
     def _settle(self, process: "_Process") -> None:
         """Decide what becomes of the cells that an ended process has left."""

@@ -24,7 +24,6 @@ from bench.texts import text_key
 from bench.validate import check_step_holds_contexts
 from bench.variant import Knob, Variant
 
-
 TRAINER = Path(__file__).with_name("train.py")
 """What trains imports all that decides weights beside the variants: stream, loop, search."""
 

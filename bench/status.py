@@ -130,7 +130,7 @@ def watch(folder: Path, every_s: float = EVERY_S) -> Iterator[Status]:
 
 
 def failures(cells: Iterable[Cell]) -> list[str]:
-    """What a run says of its failed cells, one line each and what to do; empty if there are none."""
+    """What a run says of its failed cells, a line each, and what to do; empty without any."""
     found = [c for c in cells if c.state == "failed"]
     if not found:
         return []

@@ -42,7 +42,8 @@ def train_all(
 
     Returns one checkpoint folder per SAE, variants first, in the order of the config. One that an
     earlier run finished with the same content is kept. An SAE that fails in training has a folder
-    too: loading it tells the reason; it is kept as well, unless `retry_failed`. Raises UserError before any work for what cannot be trained.
+    too: loading it tells the reason; it is kept as well, unless `retry_failed`. Raises UserError
+    before any work for what cannot be trained.
     """
     training_log.check(config.train.log_to)
     entries = roster(config, spec, hub.revision)

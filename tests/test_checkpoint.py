@@ -174,8 +174,18 @@ def test_thresholds_grow_with_the_input_and_unknown_weights_are_refused():
         in_units_of_model(Exported("gated", {}, {"U": torch.ones(2)}), 5.0)
 
 
+def test_a_record_that_was_edited_is_refused(saved, tmp_path):
+    path = tmp_path / checkpoint.RECORD_FILE
+    text = (saved / checkpoint.RECORD_FILE).read_text()
+    path.write_text(text.replace('"n_steps": 5', '"n_steps": 6'))
+    assert path.read_text() != text
+    with pytest.raises(UserError, match="is damaged"):
+        read_record(tmp_path)
+
+
 def test_a_record_survives_json(saved):
     raw = json.loads((saved / checkpoint.RECORD_FILE).read_text())
+    assert len(raw.pop("checksum")) == 24
     assert raw == read_record(saved)
     assert raw["cfg"] == {"k": 3, "apply_b_dec_to_input": True}
     assert replace(record(), info=read_info(saved)).info.l0 == raw["info"]["l0"]

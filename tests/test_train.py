@@ -38,9 +38,11 @@ def config(*variants, controls=(), seeds=(0,), **settings) -> RunConfig:
     )
 
 
-def run(run_config: RunConfig, out: Path, progress=lambda *args: None) -> dict[str, Path]:
+def run(
+    run_config: RunConfig, out: Path, progress=lambda *args: None, **options
+) -> dict[str, Path]:
     """Label -> checkpoint folder."""
-    folders = train_all(run_config, pair()[0], LocalHub(data()), out, progress)
+    folders = train_all(run_config, pair()[0], LocalHub(data()), out, progress, **options)
     return {folder.name: folder for folder in folders}
 
 
@@ -231,9 +233,23 @@ def test_what_cannot_be_saved_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "load", lambda *plugin: Unsaveable)
     for takes_steps in (True, False):  # the second run has the checkpoint of the first
         stages = []
-        (folder,) = run(config(TOPK), tmp_path, lambda now, *a, s=stages: s.append(now)).values()
+
+        def note(now, *args, stages=stages):
+            stages.append(now)
+
+        (folder,) = run(config(TOPK), tmp_path, note, retry_failed=True).values()
         assert ("train" in stages) == takes_steps
         assert "cannot be saved" in read_record(folder)["stop_reason"]
+
+
+def test_what_failed_is_kept_so_until_it_is_to_be_tried_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "load", lambda *plugin: Unsaveable)
+        (folder,) = run(config(TOPK), tmp_path).values()
+    before = contents(folder)
+    assert contents(run(config(TOPK), tmp_path)[folder.name]) == before
+    run(config(TOPK), tmp_path, retry_failed=True)
+    assert read_record(folder)["stop_reason"] is None
 
 
 def test_a_target_far_from_the_default_is_bracketed_by_more_pilots(tmp_path):
