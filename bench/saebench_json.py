@@ -120,7 +120,7 @@ def _absorption(metrics: dict[str, Any]) -> list[Source]:
 
 def _unlearning(metrics: dict[str, Any]) -> list[Source]:
     path = "unlearning.unlearning_score"
-    return [Source("saebench060_unlearning_score", path, "higher", headline=True, fraction=True)]
+    return [Source("saebench060_unlearning_score", path, "higher", fraction=True)]
 
 
 def _no_units(raw: dict[str, Any]) -> list[UnitValue]:
@@ -186,6 +186,17 @@ FORMATS = {
     ),
     "sparse_probing": Format("sparse_probing", _sparse_probing, _probe_units),
     "absorption_first_letter": Format("absorption", _absorption, _letter_units, seeded=False),
-    "unlearning": Format("unlearning", _unlearning, _no_units),
+    "unlearning": Format(
+        "unlearning",
+        _unlearning,
+        _no_units,
+        absent=(
+            Absent(
+                "unlearning_score",
+                "higher",
+                "sae_bench's files do not hold the answers that it is cross-fitted on",
+            ),
+        ),
+    ),
 }
 """By `eval_type_id`."""

@@ -93,7 +93,7 @@ def _grid(
             str(row.n),
             _shown(row.l0, notes, digits=1),
             *(_shown(row.values[c], notes) for c in columns),
-            ", ".join(row.notes),
+            ", ".join([*row.notes, *row.remarks]),
         ]
         for row in rows
     ]
@@ -191,7 +191,7 @@ def _csv_row(row: Row) -> dict[str, Any]:
         **{name: stat.mean for name, stat in stats.items()},
         **{f"{name}_sd": stat.sd for name, stat in stats.items()},
         "state": "incomplete" if row.notes else "ok",
-        "notes": "; ".join(dict.fromkeys([*row.notes, *reasons])),
+        "notes": "; ".join(dict.fromkeys([*row.notes, *row.remarks, *reasons])),
     }
 
 

@@ -9,6 +9,8 @@ from bench.result import Cell, RunResult, SaeInfo
 
 ROLES = ("trained", "control", "imported")
 """The order in which they are shown."""
+BESIDE = {"unlearning_score": "saebench060_unlearning_score"}
+"""Headline metric -> sae_bench's own value, which is shown next to it."""
 
 
 class Column(NamedTuple):
@@ -61,6 +63,8 @@ class Row:
     points: dict[Column, tuple[Point, ...]]
     notes: tuple[str, ...]
     """What is not ok, by suite."""
+    remarks: tuple[str, ...] = ()
+    """What has to be known beside a value, by suite."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +168,16 @@ def _sae(run: str, cells: dict[str, Cell]) -> _Sae:
 
 
 def _columns(cells: Iterable[Cell]) -> tuple[Column, ...]:
-    """Headline metrics suite by suite, both in order of appearance."""
+    """Headline metrics suite by suite, both in order of appearance, and what belongs beside them."""
     by_suite: dict[str, dict[Column, None]] = {}
     for cell in cells:
         shown = by_suite.setdefault(cell.suite, {})
+        columns = {m.name: Column(cell.suite, m.name, m.direction) for m in cell.metrics}
         for metric in cell.metrics:
             if metric.headline:
-                shown[Column(cell.suite, metric.name, metric.direction)] = None
+                shown[columns[metric.name]] = None
+                if beside := columns.get(BESIDE.get(metric.name, "")):
+                    shown[beside] = None
     return tuple(column for shown in by_suite.values() for column in shown)
 
 
@@ -214,6 +221,7 @@ def _row(saes: list[_Sae], columns: list[Column], n_invalid: int) -> Row:
         values={c: _stat(saes, c) for c in columns},
         points={c: tuple(_points(saes, c)) for c in columns},
         notes=_notes(saes, n_invalid),
+        remarks=_remarks(saes),
     )
 
 
@@ -263,11 +271,27 @@ def _notes(saes: list[_Sae], n_invalid: int) -> tuple[str, ...]:
         for suite, cell in sae.cells.items()
         if cell.state != "ok"
     ]
-    counted = [
-        state if len(saes) == 1 else f"{state} ({states.count(state)} of {len(saes)})"
-        for state in dict.fromkeys(states)
+    counted = _counted(states, len(saes))
+    return (*counted, f"{n_invalid} more invalid") if n_invalid else counted
+
+
+def _remarks(saes: list[_Sae]) -> tuple[str, ...]:
+    """The first words of what is said beside headline values."""
+    said = [
+        f"{suite}: {metric.reason.partition(':')[0]}"
+        for sae in saes
+        for suite, cell in sae.cells.items()
+        for metric in cell.metrics
+        if cell.state == "ok" and metric.headline and metric.value is not None and metric.reason
     ]
-    return (*counted, f"{n_invalid} more invalid") if n_invalid else tuple(counted)
+    return _counted(said, len(saes))
+
+
+def _counted(said: list[str], n: int) -> tuple[str, ...]:
+    """Each once, with how many of the `n` SAEs it is said of."""
+    return tuple(
+        what if n == 1 else f"{what} ({said.count(what)} of {n})" for what in dict.fromkeys(said)
+    )
 
 
 def _invalid(sae: _Sae) -> Invalid:

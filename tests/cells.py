@@ -8,7 +8,7 @@ HEADLINES = {
     "core": (("explained_variance", "higher"), ("ce_loss_score", "higher")),
     "sparse_probing": (("sae_top_1_test_accuracy", "higher"),),
     "absorption": (("mean_absorption_fraction", "lower"), ("mean_full_absorption", "lower")),
-    "unlearning": (("saebench060_unlearning_score", "higher"),),
+    "unlearning": (("unlearning_score", "higher"),),
 }
 
 

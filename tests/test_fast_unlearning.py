@@ -25,6 +25,8 @@ CFG = UnlearningSuite.Config(
     dataset_size=6,
     seq_len=64,
     llm_batch_size=16,
+    relative_multipliers=(0.5, 4.0),
+    min_questions=2,
 )
 
 
@@ -74,6 +76,14 @@ def test_the_file_is_sae_benchs(tried, kind):
     assert tried["fast", kind].raw | changing == tried["reference", kind].raw | changing
 
 
+@pytest.mark.parametrize("kind", nano.KINDS)
+def test_both_engines_give_our_grids(tried, engines, kind):
+    assert tried["fast", kind].grids == tried["reference", kind].grids
+    (handle,) = nano.handles(kind)
+    ours, theirs = (engines[name].mean_difference(handle) for name in ("fast", "reference"))
+    assert ours == theirs
+
+
 @pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu"])
 def test_the_comparison_sees_answers_that_change(tried, kind):
     lost = [1 - s.hazard(grid.everything) for s in tried["reference", kind].settings]
@@ -94,7 +104,7 @@ def test_the_transfer_to_chat_is_measured_alike(engines, kind):
 
 
 def test_answers_without_words_are_sae_benchs(engines):
-    texts = [q.text for some in engines["fast"]._questions.values() for q in some]
+    texts = [q.text for some in engines["fast"].questions.values() for q in some]
     common = [word for word, _ in Counter(" ".join(texts).split()).most_common(60)]
     for words in (frozenset(common), frozenset(common[:4]), frozenset()):
         answers = engines["reference"].without_words(words)
@@ -121,9 +131,11 @@ def test_the_suite_runs_on_either_engine(tmp_path, hub):
 def test_the_work_of_answers_is_what_the_formula_says(engines):
     """An intervention costs the blocks between hook and last block, and one position after."""
     fast, (handle,) = engines["fast"], nano.handles("relu")
-    x, n_blocks = fast.x[2][:12], fast.asker.model.cfg.n_layers
+    x, n_blocks = fast.exam.x[2][:12], fast.asker.model.cfg.n_layers
     with torch.no_grad(), counting([fast.asker.model], [handle.sae]) as work:
-        clamping = Clamping(fast.asker, handle.sae, x, list(range(40)))
+        clamping = Clamping(
+            fast.asker, handle.sae, x, list(range(40)), block=3, high=torch.ones(nano.D_SAE)
+        )
         wanted = [
             w
             for multiplier in (10, 100)
@@ -139,7 +151,7 @@ def test_the_work_of_answers_is_what_the_formula_says(engines):
 
 def test_reading_the_end_of_a_prompt_is_reading_the_whole(engines):
     asker, model = engines["fast"].asker, engines["fast"].asker.model
-    texts = [q.prompt("human_aging") for q in engines["fast"]._questions["human_aging"]]
+    texts = [q.prompt("human_aging") for q in engines["fast"].questions["human_aging"]]
     tokens = asker.tokens(texts)
     with torch.no_grad():
         for one in tokens[:4]:

@@ -202,7 +202,7 @@ def test_absorption_and_unlearning_are_read(tmp_path):
         ("mean_full_absorption", "a", 0.1, 50),
     ]
     assert first.eval_seed is None  # sae_bench stores a seed here but never uses it
-    assert values(second) == {"saebench060_unlearning_score": 0.3}
+    assert values(second) == {"saebench060_unlearning_score": 0.3, "unlearning_score": None}
 
 
 @pytest.mark.parametrize(

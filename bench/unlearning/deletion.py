@@ -3,42 +3,46 @@
 from typing import Any
 
 from bench.context import EvalContext
+from bench.keys import content_key
+from bench.unlearning.asking import by_question
 from bench.unlearning.config import UnlearningConfig
+from bench.unlearning.corpora import forget_texts, retain_texts
 from bench.unlearning.engine import UnlearningEngine
-from bench.unlearning.grid import Setting, best, everything
-from bench.unlearning.questions import CORPUS
+from bench.unlearning.grid import Setting
 from bench.word_deletion import hazard_words
 
 
-def word_deletion_score(ctx: EvalContext, cfg: UnlearningConfig, engine: UnlearningEngine) -> float:
-    """sae_bench's score for deleting as many words as latents are clamped; once per model."""
+def word_deletion(
+    ctx: EvalContext, cfg: UnlearningConfig, engine: UnlearningEngine
+) -> list[Setting]:
+    """A grid that deletes as many words as latents are clamped; once per model."""
     import torch
 
+    forget, retain = forget_texts(ctx, cfg), retain_texts(ctx, cfg)
+    sizes = [(threshold, n) for threshold in cfg.retain_thresholds for n in cfg.n_features_list]
+
     def make() -> dict[str, Any]:
-        return {"score": torch.tensor(_score(ctx, cfg, engine), dtype=torch.float64)}
+        ranked = {t: hazard_words(forget, retain, t) for t in cfg.retain_thresholds}
+        rows = []
+        for threshold, n in sizes:
+            correct = engine.without_words(frozenset(ranked[threshold][:n]))
+            rows.append(
+                [correct[name][i] == 1 for name, asked in engine.ids.items() for i in asked]
+            )
+        return {"right": torch.tensor(rows)}  # [n_settings, n_questions]
 
     key = ctx.content(
         "instruct",
         __file__,
         what="word deletion",
         engine=ctx.engine,
+        corpora=content_key([forget, retain]),
         datasets=list(cfg.dataset_names),
         thresholds=list(cfg.retain_thresholds),
         n_words=list(cfg.n_features_list),
     )
-    return ctx.cache.tensors(key, make)["score"].item()
-
-
-def _score(ctx: EvalContext, cfg: UnlearningConfig, engine: UnlearningEngine) -> float:
-    forget = [row["text"] for row in ctx.hub.load_dataset(CORPUS, split="train")]
-    retain = [
-        row["text"] for row in ctx.hub.load_dataset("wikitext", "wikitext-2-raw-v1", split="test")
+    found = ctx.cache.tensors(key, make)["right"].tolist()
+    return [
+        Setting(0, n, threshold, by_question(engine.ids, right))
+        for (threshold, n), right in zip(sizes, found, strict=True)
     ]
-    settings = []
-    for threshold in cfg.retain_thresholds:
-        ranked = hazard_words(forget, retain, threshold)
-        for n in cfg.n_features_list:
-            correct = engine.without_words(frozenset(ranked[:n]))
-            settings.append(Setting(0, n, threshold, correct))
-    chosen = best(settings, everything)
-    return 1 - chosen.hazard(everything) if chosen else 0.0

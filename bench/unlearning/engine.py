@@ -6,13 +6,17 @@ from bench.checkpoint import Measured
 from bench.context import EvalContext
 from bench.suite import SaeHandle
 from bench.unlearning.config import UnlearningConfig
-from bench.unlearning.grid import Correct, Setting
+from bench.unlearning.exam import Grids
+from bench.unlearning.grid import Correct, Ids, Setting
 
 
 class Tried(NamedTuple):
     """Every intervention with one SAE."""
 
     settings: list[Setting]
+    """sae_bench's own grid: latents clamped to absolute values."""
+    grids: Grids
+    """Ours, in units of the latents' strength."""
     raw: dict[str, Any]
     """The JSON that sae_bench's own output class accepts."""
     work: dict[str, int]
@@ -22,12 +26,19 @@ class Tried(NamedTuple):
 class UnlearningEngine(Protocol):
     """Answers questions under interventions; `prepare` comes first and may be called again."""
 
+    ids: Ids
+    """The questions that the model answers right under all orders, known after `prepare`."""
+
     def prepare(self) -> None:
-        """Do what all SAEs share. Raises RuntimeError if the model knows too little to be asked."""
+        """Do what all SAEs share. Raises TooFewQuestions if the model knows too little."""
         ...
 
     def tried(self, handle: SaeHandle) -> Tried:
         """Every setting with this SAE."""
+        ...
+
+    def mean_difference(self, handle: SaeHandle) -> list[Setting]:
+        """Our grid for the difference of means at this SAE's layer, the same for all SAEs there."""
         ...
 
     def chat(self, handle: SaeHandle) -> Measured:
@@ -44,4 +55,4 @@ def make_engine(ctx: EvalContext, cfg: UnlearningConfig, saes: list[SaeHandle]) 
     from bench.unlearning.fast import Fast
     from bench.unlearning.reference import Reference
 
-    return Fast(ctx, cfg, saes) if ctx.engine == "fast" else Reference(ctx, cfg)
+    return Fast(ctx, cfg, saes) if ctx.engine == "fast" else Reference(ctx, cfg, saes)

@@ -1,24 +1,23 @@
 """The questions, as sae_bench words them, and the instruct model ready to be asked them."""
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.context import EvalContext, patched, sae_bench_on
 from bench.unlearning.config import PROMPT_NAME
-from bench.unlearning.grid import HAZARD, Ids
+from bench.unlearning.grid import HAZARD, Ids, side_sets
 from bench.word_deletion import without_words
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-CORPUS = "bio-forget-corpus"
-CORPUS_FILE = Path("sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl")
-"""Where sae_bench opens the forget corpus, below the working directory."""
-MIN_QUESTIONS = 2
-"""Per set: one to choose a setting on, one to measure it on."""
+MIN_PER_SET = 2
+"""One to choose a setting on, one to measure it on; sae_bench fails on a set of none."""
+
+
+class TooFewQuestions(Exception):
+    """The model knows too little to be asked; says of what it knows how much."""
 
 
 class Question(NamedTuple):
@@ -69,27 +68,29 @@ def chat_texts(ctx: EvalContext, datasets: Sequence[str]) -> list[str]:
 
 @contextmanager
 def asked(ctx: EvalContext) -> Iterator["HookedTransformer"]:
-    """The instruct model as sae_bench wants it: under a name it knows, beside its forget corpus.
+    """The instruct model as sae_bench wants it: under a name that it knows.
 
     sae_bench picks the prompt by `cfg.model_name` and refuses names without "it" in them. The
     prompt it picks is Gemma's, and it is only used on a model whose chat template writes the same.
     """
     with sae_bench_on(ctx, "instruct") as model:
         _check_prompt(model, ctx.model_spec("instruct").name)
-        CORPUS_FILE.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ctx.hub.file(CORPUS, "train"), CORPUS_FILE)
         with patched(model.cfg, "model_name", PROMPT_NAME):
             yield model
 
 
-def check_enough(ids: Ids) -> None:
-    """Raise RuntimeError before the long part: sae_bench would fail on an empty batch after it."""
-    counts: Mapping[str, int] = {name: len(found) for name, found in ids.items()}
-    few = [f"{name} has {n}" for name, n in counts.items() if n < MIN_QUESTIONS]
+def check_enough(ids: Ids, needed: int) -> None:
+    """Raise TooFewQuestions unless there are `needed` on the hazard, and on all else together.
+
+    It is raised before the long part; sae_bench would fail on an empty batch after it.
+    """
+    n_side = sum(len(ids[name]) for name in side_sets(ids))
+    wanted = [(HAZARD, len(ids[HAZARD]), needed), ("benign sets together", n_side, needed)]
+    wanted += [(name, len(found), MIN_PER_SET) for name, found in ids.items() if name != HAZARD]
+    few = [f"{name}: {n} questions, {least} needed" for name, n, least in wanted if n < least]
     if few:
-        raise RuntimeError(
-            "too few questions are right under all 24 orders: "
-            f"{', '.join(few)}, at least {MIN_QUESTIONS} are needed"
+        raise TooFewQuestions(
+            f"too few questions are answered right under all 24 orders: {'; '.join(few)}"
         )
 
 
