@@ -136,9 +136,11 @@ def test_a_dry_run_refuses_what_preflight_refuses(tmp_path):
     assert "is a file" in done.output.splitlines()[-1]
 
 
-def test_a_terminated_run_cleans_up_before_it_ends(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_cleans_up_before_it_ends(tmp_path, number):
     code = f"""
-import pathlib, time
+import pathlib, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 import bench.run
 from bench.cli import main
 folder = pathlib.Path({str(tmp_path)!r})
@@ -157,6 +159,6 @@ main(["run"])
     while not (tmp_path / "started").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 128 + number
     assert (tmp_path / "cleaned").exists()

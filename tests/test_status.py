@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
@@ -187,15 +188,15 @@ def test_it_is_written_at_most_once_a_second(out, monkeypatch):
     assert len(written) < 50
 
 
-def test_a_ledger_cannot_lead_to_files_elsewhere(out, tmp_path):
+def test_a_ledger_cannot_lead_to_files_elsewhere(tmp_path):
+    out = tmp_path / "results" / "run"
     cell = planned(tmp_path / "elsewhere" / "run", "a")
     end(cell, "ok")
     book = journal.Journal(out, "mine", HOLDER)
     book.plan([planned(out, "a")])
-    book._record.cells[0].folder = "../" * 20 + str(cell.folder).lstrip("/")
-    monkey = out.parent / "run"
-    monkey.mkdir(exist_ok=True)
-    journal.write_sealed(out / "ledger.json", journal.asdict(book._record))
+    book._record.cells[0].folder = "../elsewhere/.store/core-a"
+    assert (out.parent / "../elsewhere/.store/core-a/cell.json").is_file()
+    journal.write_sealed(out / "ledger.json", asdict(book._record))
     assert states(status.read(out).record.cells) == ["pending"]
 
 
