@@ -168,7 +168,7 @@ def _sae(run: str, cells: dict[str, Cell]) -> _Sae:
 
 
 def _columns(cells: Iterable[Cell]) -> tuple[Column, ...]:
-    """Headline metrics suite by suite, both in order of appearance, and what belongs beside them."""
+    """Headline metrics suite by suite, in order of appearance, and what belongs beside them."""
     by_suite: dict[str, dict[Column, None]] = {}
     for cell in cells:
         shown = by_suite.setdefault(cell.suite, {})

@@ -25,7 +25,14 @@ class Asking(Suite):
 
 def job(tmp_path):
     cells = tuple(
-        PlannedCell(name, "asking", sae(name), tmp_path / "saes" / name, tmp_path / name)
+        PlannedCell(
+            key=name,
+            suite="asking",
+            sae=sae(name),
+            sae_dir=tmp_path / "saes" / name,
+            folder=tmp_path / name,
+            failure=tmp_path / "failed" / name,
+        )
         for name in ("a", "b")
     )
     return SuiteJob("asking", {}, "nano", cells, tmp_path / "work", tmp_path, 0, "revision")
