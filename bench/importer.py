@@ -58,6 +58,9 @@ def _read_all(path: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]
         raise UserError(f"import {str(path)!r}: does not exist")
     found, skipped = [], []
     for file in sorted(path.rglob("*.json")):
+        if not file.resolve().is_relative_to(path.resolve()):
+            skipped.append(f"{file}: is a link out of {path}")
+            continue
         raw = _read(file)
         problem = _unsupported(raw)
         skipped.append(f"{file}: {problem}") if problem else found.append((file, raw))

@@ -4,11 +4,15 @@
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bench.config import RunConfig, TrainConfig
 from bench.errors import UserError
 from bench.needs import DataNeed, merged, text_need
+
+DOCUMENTS_READ_AHEAD = 256
+"""At least so many documents, however long: several calls of the tokenizer."""
 
 
 class ModelNeed(NamedTuple):
@@ -78,12 +82,19 @@ def _settings(config_class: type, fields: dict[str, Any], suite: str) -> Any:
 
 
 def _training(train: TrainConfig) -> list[DataNeed]:
-    """The training text, unless it is a local file; held-out text comes first."""
+    """The training text, unless it is a local file; held-out text comes first.
+
+    Text is read ahead in whole passes of the model and whole calls of the tokenizer, and what is
+    left of those behind the held-out text is not trained on.
+    """
+    from bench.memory import TOKENS_PER_PASS
     from bench.texts import is_file
 
     if is_file(train.dataset):
         return []
-    return [text_need(train.dataset, train.text_column, train.tokens + train.heldout_tokens)]
+    n_tokens = train.tokens + train.heldout_tokens + 4 * TOKENS_PER_PASS
+    need = text_need(train.dataset, train.text_column, n_tokens)
+    return [replace(need, n_rows=DOCUMENTS_READ_AHEAD)]
 
 
 def _notes(config: RunConfig) -> Iterator[str]:

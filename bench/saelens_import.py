@@ -28,6 +28,8 @@ UNPICKLES = (
 PICKLES = (".pt", ".pth", ".bin", ".pkl")
 UNIT = 1e-3
 """Decoder norms this near to 1 need no folding."""
+LONGEST_LABEL = 200
+"""Bytes; file systems take 255."""
 
 
 class Foreign(NamedTuple):
@@ -43,9 +45,13 @@ class Foreign(NamedTuple):
 
 
 def label_of(what: SaelensConfig) -> str:
-    """Its name in the run: the one given, or the folder's or the release's."""
+    """Its name in the run, and of its folder: the one given, or the folder's or the release's."""
     name = what.label or (Path(what.path).name if what.path else f"{what.release}_{what.sae_id}")
-    return re.sub(r"[^\w.-]+", "-", name)
+    # a name of dots alone, or with one in front, would lead elsewhere or be hidden
+    label = re.sub(r"[^\w.-]+", "-", name).lstrip(".-") or "imported"
+    if len(label.encode()) <= LONGEST_LABEL:
+        return label
+    return f"{label[: LONGEST_LABEL // 8]}-{content_key(name)}"  # still another for another name
 
 
 def identity(what: SaelensConfig) -> str:

@@ -2,8 +2,25 @@
 
 import math
 import re
+from html import escape
 
 SYNTHETIC_WORLDS = ("nano", "planted")
+LONGEST = 2_000
+"""Characters of a name or reason from a file that are shown in a page."""
+LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "`": r"\textasciigrave{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # behind the end of a table's row a bracket would be an option of it
+    "[": "{[}",
+    "]": "{]}",
+}
+"""What means something to LaTeX -> how it is written."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
 
@@ -23,10 +40,24 @@ def plain(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Text that Markdown shows as it is: no links, tags, emphasis or table cells from a file."""
-    escaped = re.sub(r"([\\`*\[\]<>|~&#!$@])", r"\\\1", plain(text))
+    escaped = re.sub(r"([\\`*\[\]<>|~&#!$@])", r"\\\1", _short(plain(text)))
     # inside a word an underscore is only an underscore
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
     return re.sub(r"(?i)(://|www\.)", r"\\\1", escaped)
+
+
+def html(text: str) -> str:
+    """Text that HTML shows as it is, in an element or in a quoted attribute."""
+    return escape(_short(plain(text)), quote=True)
+
+
+def latex(text: str) -> str:
+    """Text that LaTeX sets as it is, in a paragraph or in a cell of a table."""
+    return "".join(LATEX.get(c, c) for c in _short(plain(text)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def plot_text(text: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import UserError
@@ -272,6 +272,7 @@ def test_verify_names_each_damaged_file(go):
     assert found["models/o/model/evil.bin"] == "is not in the manifest"
 
 
+@settings(deadline=None)
 @given(at=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
 def test_any_flipped_bit_of_any_file_is_found(tmp_path_factory, at, flip):
     root = tmp_path_factory.mktemp("mirror")
@@ -323,6 +324,7 @@ bounds = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(one=bounds, other=bounds)
 def test_two_needs_of_a_file_become_one_that_covers_both(one, other):
     first, second = DataNeed("p", **one), DataNeed("p", **other)
