@@ -10,6 +10,7 @@ from typing import Any
 from bench.errors import UserError
 
 LETTERS = "ABCD"
+SLOT = "THE-WORDS-OF-THE-USER"
 ANSWER = "Answer: ("
 """How sae_bench starts the model's turn."""
 
@@ -32,6 +33,21 @@ def turn(tokenizer: Any, text: str, answer: str = "") -> str:
     if text.strip() not in prompt:
         raise UserError(f"tokenizer {name!r}: its chat template loses what the user says")
     return prompt + answer
+
+
+def prompt_format(tokenizer: Any) -> str:
+    """The template's text around a user's words, for `str.format(prompt=...)`.
+
+    It takes the place of sae_bench's GEMMA_INST_FORMAT, and has exactly one BOS where the model has
+    one. Raises UserError as `turn` does.
+    """
+    before, _, after = turn(tokenizer, SLOT).partition(SLOT)
+    bos = tokenizer.bos_token
+    if bos and bos not in before:
+        before = bos + before  # a template may leave it to the tokenizer
+    if bos and (before + after).count(bos) != 1:
+        raise UserError(f"chat template: writes {(before + after).count(bos)} BOS, not one")
+    return f"{_escaped(before)}{{prompt}}{_escaped(after)}"
 
 
 def question(
@@ -60,7 +76,7 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def answer_ids(tokenizer: Any) -> list[list[int]]:
-    """The tokens that mean A, B, C and D: the bare letter, and with a space where that is one token.
+    """The tokens that mean A, B, C and D: the bare letter, and after a space where that is one.
 
     Raises UserError if a letter is not one token of its own.
     """
@@ -71,6 +87,11 @@ def answer_ids(tokenizer: Any) -> list[list[int]]:
     if len({i for ids in found for i in ids}) != sum(map(len, found)):
         raise UserError("answers A, B, C, D: share a token, so they cannot be told apart")
     return found
+
+
+def _escaped(text: str) -> str:
+    """Braces doubled, as `str.format` wants them."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _single(tokenizer: Any, text: str) -> list[int]:

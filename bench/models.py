@@ -141,8 +141,10 @@ def _undeclared(name: str) -> ModelSpec:
     """A model outside the table: a base model until a config says otherwise."""
     if is_path(name):
         folder = Path(name).expanduser().resolve()
-        facts = _facts_in(folder)
-        return ModelSpec(folder.name, "real", str(folder), "base", **facts, summary="local folder")
+        n_layers, d_model = _facts_in(folder)
+        return ModelSpec(
+            folder.name, "real", str(folder), "base", n_layers, d_model, summary="local folder"
+        )
     of_table = next((spec for spec in MODELS.values() if spec.source == name), None)
     if of_table is not None:
         return of_table
@@ -224,10 +226,10 @@ def check_pair(base: ModelSpec, instruct: ModelSpec, hook_name: str | None = Non
         raise UserError(f"models {base.name!r} and {instruct.name!r}: {problem}")
 
 
-def _facts_in(folder: Path) -> dict[str, int | None]:
+def _facts_in(folder: Path) -> tuple[int | None, int | None]:
     """n_layers and d_model of the checkpoint in a folder; None where its config does not say."""
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {"n_layers": raw.get("num_hidden_layers"), "d_model": raw.get("hidden_size")}
+        return raw.get("num_hidden_layers"), raw.get("hidden_size")
     except (OSError, ValueError, AttributeError):
-        return {"n_layers": None, "d_model": None}
+        return None, None

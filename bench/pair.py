@@ -6,8 +6,11 @@ tokenizers are read.
 
 from collections.abc import Iterator
 
+from bench.errors import UserError
 from bench.model_files import FACTS, facts, tokenizer_of
-from bench.models import ModelSpec
+from bench.models import ModelSpec, siblings
+from bench.result import SaeInfo
+from bench.shapes import shape_of
 
 NAMES = {"hidden_size": "d_model", "num_hidden_layers": "n_layers", "vocab_size": "vocab_size"}
 
@@ -33,6 +36,25 @@ def differences(
         yield "their tokenizers map tokens to different ids"
     if not tokenizer.chat_template:
         yield f"the tokenizer of {instruct.name!r} has no chat template"
+
+
+def check_trained_on(sae: SaeInfo, spec: ModelSpec) -> None:
+    """Raise UserError unless an SAE is of the run's model or its sibling, with a hook they have."""
+    known = [sibling.name for sibling in siblings(spec)]
+    if sae.model not in known:
+        raise UserError(
+            f"SAE {sae.label!r}: was trained on {sae.model!r}, and is only evaluated there or on "
+            f"its sibling, not on {', '.join(known)}"
+        )
+    if spec.n_layers is not None:
+        for problem in hook_problems(sae.hook_name, spec.n_layers):
+            raise UserError(f"SAE {sae.label!r}: {problem}")
+    shape = shape_of(spec)
+    width = shape.width(sae.hook_name) if shape else None
+    if None not in (width, sae.d_in) and width != sae.d_in:
+        raise UserError(
+            f"SAE {sae.label!r}: is {sae.d_in} wide, {sae.hook_name} of {spec.name} is {width}"
+        )
 
 
 def hook_problems(hook_name: str, n_layers: int) -> Iterator[str]:

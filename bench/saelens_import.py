@@ -14,7 +14,7 @@ from bench.checkpoint import SAELENS_CONFIG_FILE, SAELENS_WEIGHTS_FILE
 from bench.config import SaelensConfig
 from bench.errors import UserError
 from bench.keys import content_key, file_key
-from bench.models import ModelSpec
+from bench.models import ModelSpec, siblings
 from bench.variant import Exported
 
 UNPICKLES = (
@@ -30,6 +30,8 @@ UNIT = 1e-3
 """Decoder norms this near to 1 need no folding."""
 LONGEST_LABEL = 200
 """Bytes; file systems take 255."""
+N_TRIED = 8
+"""Tokens on which an imported SAE is tried."""
 
 
 class Foreign(NamedTuple):
@@ -70,12 +72,13 @@ def load(what: SaelensConfig) -> Foreign:
 
 
 def check(what: SaelensConfig, spec: ModelSpec, hook_name: str) -> None:
-    """Raise UserError if a folder does not hold an SAE of this model and hook.
+    """Raise UserError if a folder does not hold an SAE of this model, hook and width.
 
-    Of a release this is known only once it is loaded, see `check_fits`.
+    Of a release only the model is known before it is loaded, see `check_fits` for the rest.
     """
     if what.path is None:
         _check_release(what, f"saelens {label_of(what)!r}")
+        _check_model(label_of(what), _model_of_release(str(what.release)), spec)
         return
     path = _checked_folder(Path(what.path)) / SAELENS_CONFIG_FILE
     try:
@@ -103,13 +106,29 @@ def _check(
     width: int | None,
 ) -> None:
     model, hook, d_in = of
-    known = {_short(spec.name), _short(spec.source)}
-    if model and _short(model) not in known:
-        raise UserError(f"saelens {label!r}: was trained on {model!r}, the run is on {spec.name!r}")
+    _check_model(label, model, spec)
     if hook and hook != hook_name:
         raise UserError(f"saelens {label!r}: was trained at {hook}, the run is at {hook_name}")
     if width is not None and d_in != width:
         raise UserError(f"saelens {label!r}: is {d_in} wide, {hook_name} of {spec.name} is {width}")
+
+
+def _check_model(label: str, model: str | None, spec: ModelSpec) -> None:
+    """The model that it was trained on must be the run's, or its sibling in the pair."""
+    known = [name for s in siblings(spec) for name in (s.name, s.source)]
+    if model and _short(model) not in map(_short, known):
+        raise UserError(
+            f"saelens {label!r}: was trained on {model!r}, the run is on {spec.name!r}; "
+            "set `model:` to the one it was trained on"
+        )
+
+
+def _model_of_release(release: str) -> str | None:
+    """As sae_lens's list says; None for a repository that is not in it."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    found = get_pretrained_saes_directory().get(release)
+    return found.model if found else None
 
 
 def _short(model: str) -> str:
@@ -183,6 +202,7 @@ def _foreign(sae: Any, where: str) -> Foreign:
         value = getattr(cfg, name, "none")
         if value not in ("none", None):
             raise UserError(f"{where}: {name}={value!r} cannot be folded into its weights")
+    _check_usable(sae, where)
     _make_unit(sae, where)
     metadata = cfg.metadata
     state = {name: value.detach().float().clone() for name, value in sae.state_dict().items()}
@@ -195,6 +215,28 @@ def _foreign(sae: Any, where: str) -> Foreign:
         d_in=cfg.d_in,
         d_sae=cfg.d_sae,
     )
+
+
+def _check_usable(sae: Any, where: str) -> None:
+    """Raise UserError for an SAE that some suite would crash on, or would read otherwise."""
+    import torch
+
+    kind = sae.cfg.architecture()
+    if getattr(sae, "W_enc", None) is None:
+        raise UserError(f"{where}: a {kind} has no W_enc, which core and absorption read")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N_TRIED, sae.cfg.d_in, generator=generator).to(sae.device, sae.dtype)
+    try:
+        with torch.no_grad():
+            together, alone = sae.encode(x), torch.cat([sae.encode(row[None]) for row in x])
+            same = torch.allclose(together, alone, rtol=UNIT, atol=UNIT)
+    except (ValueError, RuntimeError, IndexError):
+        same = False  # it takes whole contexts only
+    if not same:
+        raise UserError(
+            f"{where}: a {kind} encodes a token by those around it, but absorption passes single "
+            "tokens and scores would depend on the batch"
+        )
 
 
 def _make_unit(sae: Any, where: str) -> None:

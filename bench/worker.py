@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from bench import backoff, compat, registry
 from bench.allocator import keep_freed_memory
 from bench.errors import UserError
-from bench.executor import CANNOT_WRITE, LIFELINE_ENV, SCRATCH, SuiteJob, failed
+from bench.executor import CANNOT_WRITE, LIFELINE_ENV, NOT_WRITTEN, SCRATCH, SuiteJob, failed
 from bench.files import write_atomic
 from bench.keys import versions
 from bench.ledger import PlannedCell
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     try:
         _run(job)
     except OSError as error:  # of a cell that cannot be written; all else has become a cell
-        LOG.error("results cannot be written: %s", error)
+        LOG.error("%s: %s", NOT_WRITTEN, error)
         sys.exit(CANNOT_WRITE)
 
 
@@ -198,6 +198,8 @@ def _skip(job: SuiteJob, planned: PlannedCell, reason: str) -> None:
 def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle | None":
     """The SAE as saved, or None after its cell was settled without it."""
     from bench.checkpoint import load_sae
+    from bench.models import resolve
+    from bench.pair import check_trained_on
     from bench.suite import SaeHandle
 
     kind = planned.sae.hook_name.rpartition(".")[2]
@@ -206,6 +208,7 @@ def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle |
         _skip(job, planned, f"suite {job.suite!r} can only score {can}, not {kind}")
         return None
     try:
+        check_trained_on(planned.sae, resolve(job.model, job.instruct))
         return SaeHandle(
             planned.sae.label, load_sae(planned.sae_dir, job.device), asdict(planned.sae)
         )

@@ -133,3 +133,62 @@ def test_naming_models_imports_nothing_heavy():
         "assert not {'torch', 'transformers', 'transformer_lens'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_any_local_folder_is_a_base_model_until_the_config_declares(tmp_path):
+    folder = tmp_path / "granite-base-it"
+    tiny.save_checkpoint(folder)
+    spec = models.resolve(str(folder))
+    assert (spec.name, spec.kind, spec.n_layers) == ("granite-base-it", "base", tiny.N_LAYERS)
+    assert spec.is_local and spec.d_model == tiny.D_MODEL
+    with pytest.raises(UserError, match="has no instruct sibling"):
+        models.on_side(spec, "instruct")
+    declared = models.resolve(str(folder), str(folder))
+    assert declared.kind == "instruct" and models.on_side(declared, "instruct") == declared
+
+
+def test_the_config_declares_the_sibling_of_a_folder(tmp_path):
+    base, other = tmp_path / "mine", tmp_path / "talks"
+    tiny.save_checkpoint(base)
+    tiny.save_checkpoint(other, seed=1)
+    spec = models.resolve(str(base), str(other))
+    sibling = models.on_side(spec, "instruct")
+    assert (sibling.name, sibling.kind) == ("talks", "instruct")
+    models.check_pair(spec, sibling, hook_name="blocks.2.hook_resid_post")
+
+
+@pytest.mark.parametrize("name", ["Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"])
+def test_instruct_models_need_no_it_in_their_name(name):
+    spec = models.resolve(name)
+    assert spec.kind == "instruct" and models.on_side(spec, "instruct") == spec
+
+
+def test_a_sibling_in_the_config_goes_before_the_table():
+    spec = models.resolve("gemma-2-2b", "someone/gemma-2-2b-chat")
+    sibling = models.on_side(spec, "instruct")
+    assert (sibling.source, sibling.kind) == ("someone/gemma-2-2b-chat", "instruct")
+
+
+def test_a_base_model_of_the_table_is_no_sibling():
+    spec = models.resolve("gemma-2-2b", "gemma-2-9b")
+    assert models.on_side(spec, "instruct").kind == "base"
+
+
+def test_an_sae_is_evaluated_on_its_model_and_the_sibling_only():
+    from bench.pair import check_trained_on
+    from tests import cells
+
+    gemma = {"d_in": 2304, "hook_name": "blocks.12.hook_resid_post"}
+    for name in ("gemma-2-2b", "gemma-2-2b-it"):
+        check_trained_on(cells.sae(model=name, **gemma), models.resolve("gemma-2-2b"))
+        check_trained_on(cells.sae(model=name, **gemma), models.resolve("gemma-2-2b-it"))
+    wrong = [
+        ("was trained on 'gemma-2-9b'", gemma | {"model": "gemma-2-9b"}),
+        ("have layers 0 to 25", gemma | {"hook_name": "blocks.26.hook_resid_post"}),
+        ("is 2048 wide, .* is 2304", gemma | {"d_in": 2048}),
+    ]
+    for message, changed in wrong:
+        with pytest.raises(UserError, match=message):
+            check_trained_on(
+                cells.sae(**({"model": "gemma-2-2b"} | changed)), models.resolve("gemma-2-2b")
+            )

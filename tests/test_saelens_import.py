@@ -17,6 +17,7 @@ from bench.config import RunConfig, SaelensConfig, TrainConfig, VariantConfig
 from bench.datasets import LocalHub
 from bench.errors import UserError
 from bench.importer import import_path
+from bench.models import resolve
 from bench.overrides import apply
 from bench.train import train_all
 from bench.validate import validate
@@ -228,3 +229,14 @@ def test_importing_results_from_the_folder_of_an_sae_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="is an SAE, not a result: score it with `run --sae"):
         import_path(tmp_path / "theirs", tmp_path / "run")
     assert registry.names("variants") and json.loads((tmp_path / "theirs/cfg.json").read_text())
+
+
+@pytest.mark.parametrize("model", ["gemma-2-2b", "gemma-2-2b-it"])
+def test_a_release_of_another_model_is_refused_before_it_is_fetched(model):
+    what = SaelensConfig(
+        release="gemma-scope-2b-pt-res-canonical", sae_id="layer_12/width_16k/canonical"
+    )
+    hook = "blocks.12.hook_resid_post"
+    saelens_import.check(what, resolve(model), hook)
+    with pytest.raises(UserError, match="was trained on 'gemma-2-2b', the run is on 'gemma-2-9b'"):
+        saelens_import.check(what, resolve("gemma-2-9b"), hook)

@@ -146,11 +146,14 @@ def test_a_model_that_knows_too_little_is_skipped_with_counts(ctx, engine):
     assert second == Skipped("b", first.reason)
 
 
-def test_another_chat_format_is_refused(ctx, monkeypatch):
-    tokenizer = ctx.model("instruct").tokenizer
-    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0]['content'] }}")
-    with pytest.raises(RuntimeError, match="'nano-it': sae_bench asks questions as"):
-        run(ctx, handle("a"))
+def test_questions_are_asked_in_the_format_of_the_models_own_template(ctx, monkeypatch):
+    from bench.unlearning.questions import Question, asked
+
+    template = "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]"
+    monkeypatch.setattr(ctx.model("instruct").tokenizer, "chat_template", template)
+    with asked(ctx):
+        prompt = Question("Which?", list("wxyz"), 0).prompt("wmdp-bio")
+    assert prompt.startswith("<bos>[INST] The following") and prompt.endswith("[/INST]Answer: (")
 
 
 def test_an_sae_that_never_fires_gets_no_score(ctx):

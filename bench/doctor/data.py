@@ -38,7 +38,8 @@ def checks(subject: Subject) -> Iterator[Check]:
         yield from local_files(subject, suite)
     if sources.active().mirror is not None or is_offline():
         for note in needs.notes:
-            yield Check("imported SAE", "fail", *note.split(": ", 1))
+            message, _, fix = note.partition(": ")
+            yield Check("imported SAE", "fail", message, fix)
 
 
 def data_set(subject: Subject, path: str, needs: list[DataNeed], suites: tuple[str, ...]) -> Check:
@@ -87,12 +88,12 @@ def _mirrored(
 
 def _is_cached(need: DataNeed) -> bool:
     """Whether an earlier run has left it. What is read as a stream is never kept."""
-    import datasets
+    from datasets.config import HF_DATASETS_CACHE
 
     if need.is_bounded:
         return False
     for hub_id in (need.path, need.hub_id):
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / hub_id.replace("/", "___")
+        folder = Path(HF_DATASETS_CACHE) / hub_id.replace("/", "___")
         if (folder / (need.config or "default")).is_dir():
             return True
     return False

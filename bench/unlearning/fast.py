@@ -89,8 +89,8 @@ class Fast:
         changed = [i for i in range(len(chosen)) if shorter[i] != chosen[i]]
         right = [True] * len(chosen)
         if changed:
-            prompts = [shorter[i][1].prompt(shorter[i][0]) for i in changed]
             with asked(self.ctx), torch.no_grad():
+                prompts = [shorter[i][1].prompt(shorter[i][0]) for i in changed]
                 answers = self.asker.read(self.asker.tokens(prompts))
             for i, answer in zip(changed, answers, strict=True):
                 right[i] = answer == chosen[i][1].answer

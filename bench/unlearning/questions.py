@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench import chat
 from bench.context import EvalContext, patched, sae_bench_on
 from bench.unlearning.config import PROMPT_NAME
 from bench.unlearning.grid import HAZARD, Ids, side_sets
@@ -68,14 +69,20 @@ def chat_texts(ctx: EvalContext, datasets: Sequence[str]) -> list[str]:
 
 @contextmanager
 def asked(ctx: EvalContext) -> Iterator["HookedTransformer"]:
-    """The instruct model as sae_bench wants it: under a name that it knows.
+    """The instruct model as sae_bench wants it: under a name that it knows, in its own format.
 
     sae_bench picks the prompt by `cfg.model_name` and refuses names without "it" in them. The
-    prompt it picks is Gemma's, and it is only used on a model whose chat template writes the same.
+    prompt it picks is Gemma's; here the model's own chat template stands in its place. Raises
+    UserError for a tokenizer without one.
     """
+    from sae_bench.evals.unlearning.utils import metrics
+
     with sae_bench_on(ctx, "instruct") as model:
-        _check_prompt(model, ctx.model_spec("instruct").name)
-        with patched(model.cfg, "model_name", PROMPT_NAME):
+        own = chat.prompt_format(model.tokenizer)
+        with (
+            patched(metrics, "GEMMA_INST_FORMAT", own),
+            patched(model.cfg, "model_name", PROMPT_NAME),
+        ):
             yield model
 
 
@@ -91,17 +98,4 @@ def check_enough(ids: Ids, needed: int) -> None:
     if few:
         raise TooFewQuestions(
             f"too few questions are answered right under all 24 orders: {'; '.join(few)}"
-        )
-
-
-def _check_prompt(model: "HookedTransformer", name: str) -> None:
-    from sae_bench.evals.unlearning.utils.var import GEMMA_INST_FORMAT
-
-    tokenizer: Any = model.tokenizer
-    turn = [{"role": "user", "content": "Q"}]
-    ours = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    theirs = GEMMA_INST_FORMAT.format(prompt="Q")
-    if ours != theirs:
-        raise RuntimeError(
-            f"model {name!r}: sae_bench asks questions as {theirs!r}, its chat template is {ours!r}"
         )
