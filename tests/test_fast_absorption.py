@@ -3,8 +3,6 @@
 F1, latents and counts are equal; fractions of a word's activation within 1e-6, in fp32.
 """
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +13,7 @@ from bench.absorption.engine import make_engine, seeded
 from bench.absorption.latent_acts import LatentActs
 from bench.absorption.letters import LETTERS, letters_of
 from bench.counters import Work, counting
+from bench.fast import workload
 from bench.suite import Failed
 from suites.absorption import AbsorptionSuite
 from tests import nano
@@ -126,21 +125,25 @@ def test_f1_and_split_latents_are_sae_benchs(engines, scores, kind):
 def test_the_work_is_what_the_formulas_say(engines, scores):
     letters = engines["fast"]._shared[LAYER].letters
     n_train, n_test, n_again = map(len, (letters.x_train, letters.x_test, letters.x_again))
-    fits = len(LETTERS) * CFG.max_k_value
-    epochs = CFG.k_sparse_probe_num_epochs
     ours, theirs = (scores[name, "topk"].work for name in ("fast", "reference"))
-    assert ours["sae_encoded_tokens"] == n_train + n_test + n_again
-    assert theirs["sae_encoded_tokens"] == (epochs + fits) * n_train + n_test + n_again
-    assert ours["probe_fits"] == theirs["probe_fits"] == fits
-    steps = epochs * math.ceil(n_train / CFG.k_sparse_probe_batch_size)
-    assert ours["probe_steps"] == theirs["probe_steps"] == steps
-    # a pass over the new examples ends at the hook and is shared; sae_bench's goes to the logits
-    tokens = theirs["unembed_tokens"]
-    assert theirs["lm_block_tokens"] == tokens * engines["fast"].ctx.model("base").cfg.n_layers
-    per_word = tokens // n_again
-    assert ours["lm_block_tokens"] == ours["unembed_tokens"] == ours["shared_unembed_tokens"] == 0
-    words = n_train + n_test + n_again
-    assert ours["shared_lm_block_tokens"] == words * per_word * (LAYER + 1)
+    words = workload.Words(
+        n_train,
+        n_test,
+        n_again,
+        theirs["unembed_tokens"] // n_again,
+        CFG.max_k_value,
+        CFG.k_sparse_probe_num_epochs,
+        CFG.k_sparse_probe_batch_size,
+        is_encoded_once=False,
+    )
+    depth = workload.Depth(engines["fast"].ctx.model("base").cfg.n_layers, LAYER + 1)
+    reference, fast = (workload.absorption(depth, words, name) for name in ("reference", "fast"))
+    assert theirs == reference.own.recorded()
+    assert {name: ours[name] for name in theirs} == fast.own.recorded()
+    # a pass over the words ends at the hook and is shared; sae_bench's goes to the logits
+    assert ours["shared_lm_block_tokens"] == (fast.setup + fast.shared).lm_block_tokens
+    assert ours["shared_unembed_tokens"] == 0
+    assert theirs["sae_encoded_tokens"] > CFG.k_sparse_probe_num_epochs * n_train
 
 
 def test_letters_are_read_back_exactly_and_follow_the_seed(tmp_path, few_words):

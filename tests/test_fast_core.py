@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.fast import workload
 from bench.fast.core import largest_similarities
 from bench.fast.resume import HookPoint
 from bench.moments import Divergence, divergence
@@ -69,22 +70,14 @@ def test_every_declared_metric_has_a_value(on_nano):
 
 @pytest.mark.parametrize("kind", nano.KINDS)
 def test_the_work_is_what_the_formulas_say(on_nano, kind):
-    layers, below = 5, 3  # of nano, up to blocks.2.hook_resid_post
-    tokens, losses, variance = B * T, N_LOSS * B * T, N_VARIANCE * B * T
-    fast, reference = on_nano["fast"][kind].work, on_nano["reference"][kind].work
-    # three passes per batch of losses against one from the hook on, all others shared
-    assert reference["lm_block_tokens"] == 3 * losses * layers + variance * below
-    assert fast["lm_block_tokens"] == losses * (layers - below)
-    zeros = T  # one context of zeros from the hook on
-    assert fast["shared_lm_block_tokens"] == (
-        losses * layers + variance * below + zeros * (layers - below)
-    )
-    assert reference["unembed_tokens"] == 3 * losses
-    assert fast["unembed_tokens"] == losses
-    assert fast["shared_unembed_tokens"] == losses + zeros
-    for work in (fast, reference):
-        assert work["sae_encoded_tokens"] == work["sae_decoded_tokens"] == losses + variance
-    assert tokens * (N_LOSS + N_VARIANCE) == fast["sae_encoded_tokens"]
+    tokens = workload.CoreTokens(N_LOSS * B * T, N_VARIANCE * B * T, context=T)
+    reference = workload.core(workload.Depth(5, 3), tokens, "reference")
+    fast = workload.core(workload.Depth(5, 3), tokens, "fast")
+    assert on_nano["reference"][kind].work == reference.own.recorded()
+    assert on_nano["fast"][kind].work == fast.own.recorded(fast.shared)
+    # three passes per batch of losses against one from the hook on
+    assert reference.own.lm_block_tokens == 3 * N_LOSS * B * T * 5 + N_VARIANCE * B * T * 3
+    assert fast.own.lm_block_tokens == N_LOSS * B * T * 2
 
 
 def test_shared_work_does_not_grow_with_the_number_of_saes(tmp_path, on_nano):

@@ -13,8 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.fast.probe_data import mean_over_tokens
+from bench.counters import counting
+from bench.fast import workload
+from bench.fast.probe_data import Split, mean_over_tokens
 from bench.fast.probes import Table, draw, full_accuracies, most_different, top_k_accuracies
+from bench.fast.probing import latents
 from bench.suite import Failed
 from suites.sparse_probing import SparseProbingSuite
 from tests import nano, tiny
@@ -85,17 +88,19 @@ def test_the_kinds_differ(on_nano):
 
 def test_the_work_is_what_the_formulas_say(on_nano):
     # N_TRAIN / 2 texts of each class, because a probe compares two
-    texts = sum(CLASSES.values()) * (N_TRAIN + N_TEST) // 2
-    n_probes = 3 * sum(CLASSES.values())  # for k = 1, 2, 5
+    texts = workload.ProbingTexts(
+        sum(CLASSES.values()), (N_TRAIN + N_TEST) // 2, T, len((1, 2, 5)), N_TRAIN
+    )
     for kind in nano.KINDS:
-        fast, reference = on_nano["fast"][kind].work, on_nano["reference"][kind].work
-        for work in (fast, reference):
-            assert work["lm_block_tokens"] == work["unembed_tokens"] == 0
-            assert work["shared_lm_block_tokens"] == texts * T * LAYERS_BELOW
-            assert work["sae_encoded_tokens"] == texts * T
-            assert work["sae_decoded_tokens"] == 0
-            assert work["probe_fits"] == n_probes
-        assert fast["shared_probe_fits"] == n_probes  # of the model's own channels
+        for engine in ("reference", "fast"):
+            work = on_nano[engine][kind].work
+            cost = workload.sparse_probing(workload.Depth(5, LAYERS_BELOW), texts, engine)
+            own, setup = cost.own.recorded(), cost.setup
+            assert {n: work[n] for n in own} == own | {"probe_steps": 0}  # no probe on all latents
+            assert work["shared_lm_block_tokens"] == setup.lm_block_tokens
+            assert work["shared_unembed_tokens"] == 0
+        assert work["shared_probe_fits"] == setup.probe_fits  # of the model's own channels
+        assert 0 < work["shared_probe_steps"] <= setup.probe_steps  # they stop early
 
 
 def test_the_place_in_the_list_changes_nothing(tmp_path):
@@ -195,7 +200,7 @@ def test_draws_are_sae_benchs(n_classes, n, positive, seed):
     assert torch.equal(generator.get_state(), torch.get_rng_state())
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(n_classes=st.integers(2, 5), k=st.sampled_from([1, 2, 5]), seed=st.integers(0, 99))
 def test_probes_on_k_columns_are_sae_benchs(n_classes, k, seed):
     from sae_bench.evals.sparse_probing.probe_training import train_probe_on_activations
@@ -237,3 +242,20 @@ def test_the_columns_that_differ_most_are_found():
     assert most_different(positives, negatives, 2).tolist() == [1, 2]
     assert most_different(positives, negatives, 1).tolist() == [1]
     assert np.isclose(6, (positives.mean(0) - negatives.mean(0)).abs().max().item())
+
+
+def test_padding_is_not_encoded_and_changes_nothing():
+    """Texts of any length, in any order, come back in theirs."""
+    draws = torch.Generator().manual_seed(0)
+    lengths = torch.randint(0, 14, (23,), generator=draws)
+    mask = torch.arange(40) < lengths[:, None]
+    mask[:, 0] = False  # the BOS
+    x = torch.randn(23, 40, tiny.D_MODEL, generator=draws) * mask[:, :, None]
+    sae = tiny.make_sae()
+    with torch.no_grad():
+        expected = mean_over_tokens(sae.encode(x) * mask[:, :, None], mask)
+    with counting(saes=[sae]) as work:
+        table = latents(sae, Split(x, mask, {"a": 10, "b": 13}), 5)
+    assert torch.equal(table.x, expected)
+    assert table.sizes == {"a": 10, "b": 13}
+    assert work.sae_encoded_tokens < 23 * 14

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PROBE, AGAIN = "letters", "letters again"
+"""The two things that are kept."""
+WORDS = "words"
+"""The test words in one text, a word per line."""
 
 
 class Letters(NamedTuple):
@@ -39,23 +43,26 @@ class Letters(NamedTuple):
 
 def letters_of(ctx: EvalContext, cfg: AbsorptionConfig, layer: int) -> Letters:
     """Computed once per model, layer, settings and seed."""
-
-    def make() -> dict[str, Any]:
-        return _computed(ctx, cfg, layer)._asdict()
-
-    key = ctx.content(
-        "base",
-        __file__,
-        what="letters",
-        layer=layer,
-        seed=ctx.seed,
-        template=cfg.prompt_template,
-        position=cfg.prompt_token_pos,
+    settings = {
+        "layer": layer,
+        "seed": ctx.seed,
+        "template": cfg.prompt_template,
+        "position": cfg.prompt_token_pos,
+    }
+    # apart, because sae_bench too keeps the first, and draws the second anew for every SAE
+    probe = ctx.cache.tensors(
+        ctx.content("base", __file__, what=PROBE, **settings), lambda: _probe(ctx, cfg, layer)
     )
-    return Letters(**ctx.cache.tensors(key, make))
+    again = ctx.cache.tensors(
+        ctx.content("base", __file__, what=AGAIN, **settings),
+        lambda: _again(ctx, cfg, layer, probe),
+    )
+    names = {name: probe[name] for name in probe if name in Letters._fields}
+    return Letters(**names, **again)
 
 
-def _computed(ctx: EvalContext, cfg: AbsorptionConfig, layer: int) -> Letters:
+def _probe(ctx: EvalContext, cfg: AbsorptionConfig, layer: int) -> "dict[str, Tensor]":
+    """The words as the model reads them, and the probe."""
     import torch
     from sae_bench.evals.absorption import common
 
@@ -78,26 +85,36 @@ def _computed(ctx: EvalContext, cfg: AbsorptionConfig, layer: int) -> Letters:
                 )
                 for split in ("train", "test")
             )
-    x_test = test[0].to(ctx.device)
-    y_test = torch.tensor([letter for _, letter in test[1]])
     with torch.no_grad():
-        scores = probe(x_test).float().cpu()
+        scores = probe(test[0].to(ctx.device)).float().cpu()
+    words = "\n".join(word for word, _ in test[1]).encode()
+    return {
+        "weight": probe.weights.detach(),
+        "x_train": train[0],
+        "y_train": torch.tensor([letter for _, letter in train[1]]),
+        "x_test": test[0],
+        "y_test": torch.tensor([letter for _, letter in test[1]]),
+        "scores": scores,
+        WORDS: torch.frombuffer(bytearray(words), dtype=torch.uint8),
+    }
+
+
+def _again(
+    ctx: EvalContext, cfg: AbsorptionConfig, layer: int, probe: "dict[str, Tensor]"
+) -> "dict[str, Tensor]":
+    """The test words whose letter the probe finds, in other examples."""
+    import torch
+
+    test = bytes(probe[WORDS].tolist()).decode().split("\n")
+    y, scores = probe["y_test"].tolist(), probe["scores"]
     words = [
-        [word for i, (word, y) in enumerate(test[1]) if y == letter and scores[i, letter] > 0]
+        [word for i, word in enumerate(test) if y[i] == letter and scores[i, letter] > 0]
         for letter in range(len(LETTERS))
     ]
     with seeded(ctx) as model, torch.no_grad():  # as when an SAE is evaluated after the probes
-        x_again = _in_new_examples(model, cfg, layer, words)
-    return Letters(
-        weight=probe.weights.detach(),
-        x_train=train[0],
-        y_train=torch.tensor([letter for _, letter in train[1]]),
-        x_test=test[0],
-        y_test=y_test,
-        scores=scores,
-        x_again=x_again,
-        y_again=torch.tensor([i for i, some in enumerate(words) for _ in some], dtype=torch.long),
-    )
+        x = _in_new_examples(model, cfg, layer, words)
+    y_again = torch.tensor([i for i, some in enumerate(words) for _ in some], dtype=torch.long)
+    return {"x_again": x, "y_again": y_again}
 
 
 def _scratch(ctx: EvalContext) -> str:

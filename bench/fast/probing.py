@@ -5,6 +5,7 @@ activations already cached): an SAE's draws come from a generator of its own, in
 so that they do not depend on its place in the list. What differs:
 
 - tokens that do not count are known from their ids, not from activations that sum to zero;
+- padding behind the longest text of a batch is not encoded;
 - a probe on k latents copies the columns that it uses, not the whole matrix several times;
 - the probe on all latents is not tried on its training texts, which changes nothing.
 """
@@ -28,7 +29,7 @@ from bench.fast.probes import Table, full_accuracies, top_k_accuracies
 from bench.suite import SaeHandle
 
 if TYPE_CHECKING:
-    from torch import Generator
+    from torch import Generator, Tensor
 
 Accuracies = dict[str, dict[str, float]]
 """sae_bench's metric -> class -> accuracy."""
@@ -90,13 +91,35 @@ def _accuracies(cfg: Any, one: Probed, acts: Activations, llm: Accuracies) -> Ac
 
 
 def latents(sae: Any, split: Split, batch_size: int) -> Table:
-    """The mean activation of every latent over the tokens of each text."""
+    """The mean activation of every latent over the tokens of each text.
+
+    Texts of like length go together, so that little of the padding behind them is encoded.
+    """
     import torch
 
     parts = []
     with torch.no_grad():
         for x, mask in split.classes():
-            for some, keep in zip(x.split(batch_size), mask.split(batch_size)):
-                f = sae.encode(some)  # [B, T, d_sae]
-                parts.append(mean_over_tokens(f * keep[:, :, None], keep).to(sae.dtype))
+            lengths = _lengths(mask)
+            order = lengths.argsort()
+            means = [
+                _means(sae, x[rows, :length], mask[rows, :length])
+                for rows in order.split(batch_size)
+                for length in lengths[rows[-1:]].tolist()
+            ]
+            parts.append(torch.cat(means)[order.argsort()])
     return Table(torch.cat(parts), split.sizes)
+
+
+def _means(sae: Any, x: "Tensor", mask: "Tensor") -> "Tensor":
+    """x [B, T, d_in], mask [B, T] -> [B, d_sae]."""
+    f = sae.encode(x)  # [B, T, d_sae]
+    return mean_over_tokens(f * mask[:, :, None], mask).to(sae.dtype)
+
+
+def _lengths(mask: "Tensor") -> "Tensor":
+    """mask [n, T] -> [n] position behind the last token that counts, at least 1."""
+    import torch
+
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask * positions).amax(dim=1).clamp(min=1)
