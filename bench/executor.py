@@ -35,8 +35,8 @@ LOG_FILE = "log.txt"
 LAST_LINES = 15
 GIVE_UP_AFTER = 3
 """SAEs in a row that each ended a process of their own: then it is not the SAEs."""
-CANNOT_WRITE = os.EX_IOERR
-"""Exit status of a worker that cannot write a result, as when the disk is full."""
+CANNOT_WRITE, NOT_WRITTEN = os.EX_IOERR, "results cannot be written"
+"""Exit status, and last words, of a worker that cannot write a result, as when the disk is full."""
 SCRATCH = ("artifacts", "scratch")
 """Folders of a process; sae_bench's activation caches in them can take 100 GB."""
 WORKER_ENVIRONMENT = {
@@ -263,7 +263,8 @@ class _Process:
     @property
     def cannot_write(self) -> bool:
         """Whether it gave up because a result could not be written."""
-        return self.limit_s is None and self.process.returncode == CANNOT_WRITE
+        is_status = self.limit_s is None and self.process.returncode == CANNOT_WRITE
+        return is_status and NOT_WRITTEN in self.last_line()  # a plugin may exit with any status
 
     def has_ended(self, limit_s: float | None) -> bool:
         """True once it has exited; ends it if its time is up."""

@@ -115,6 +115,8 @@ def read(folder: Path) -> Status:
     except (OSError, ValueError, UserError, Damaged) as error:
         raise UserError(f"{path}: {error}") from error
     state = _state(record, holder)
+    if holder is not None:  # of an earlier run the ledger names another process
+        record.pid, record.host = holder
     details = _refresh(record, folder.resolve().parent, is_running=state == "running")
     return Status(folder, state, record, details)
 

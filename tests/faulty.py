@@ -78,6 +78,10 @@ def _exit() -> float:
     os._exit(3)
 
 
+def _exit_as_if_full() -> float:
+    os._exit(os.EX_IOERR)
+
+
 def _quit() -> float:
     sys.exit("I quit")
 
@@ -96,6 +100,7 @@ FAULTS: dict[str, Callable[[], float]] = {
     "kill": _kill,
     "abort": _abort,
     "exit": _exit,
+    "ioerr": _exit_as_if_full,
     "quit": _quit,
     "full": _full,
     "nan": lambda: float("nan"),

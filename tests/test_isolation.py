@@ -56,6 +56,7 @@ def seen(one: SuiteJob) -> list[str]:
         ("kill", "was ended by SIGKILL, as happens when memory runs out"),
         ("abort", "was ended by SIGABRT"),
         ("exit", "ended early with exit status 3"),
+        ("ioerr", "ended early with exit status 74"),
         ("quit", "ended early with exit status 1"),
         ("raise", "ArithmeticError: boom"),
         ("nan", "score: is nan"),
