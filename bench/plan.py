@@ -60,7 +60,7 @@ def suite_jobs(
         if todo:
             job = SuiteJob(
                 suite=suite,
-                config=fields,
+                config=_absolute(fields),
                 model=config.model,
                 instruct=config.instruct,
                 cells=todo,
@@ -111,3 +111,11 @@ def _files_in(fields: Any) -> list[str]:
     if not isinstance(fields, str) or not Path(fields).suffix or not Path(fields).is_file():
         return []
     return [file_key(Path(fields))]
+
+
+def _absolute(fields: Any) -> Any:
+    """The same settings with local files by their absolute path: a suite works elsewhere."""
+    if isinstance(fields, dict):
+        return {name: _absolute(value) for name, value in fields.items()}
+    is_file = isinstance(fields, str) and Path(fields).suffix and Path(fields).is_file()
+    return str(Path(fields).resolve()) if is_file else fields

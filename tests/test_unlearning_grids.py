@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from bench.config import RunConfig, TrainConfig, VariantConfig
 from bench.errors import UserError
+from bench.ledger import PlannedCell
+from bench.plan import suite_jobs
 from bench.unlearning.corpora import forget_texts, retain_texts
 from bench.unlearning.direction import Activations, MeanDifference, Sample
 from bench.unlearning.matched import matched
 from bench.unlearning.strength import Strengths
 from suites.unlearning import UnlearningSuite
 from tests import nano
+from tests.cells import sae
 
 
 def test_the_strength_of_a_latent_is_its_99th_percentile_where_it_fires():
@@ -173,3 +177,20 @@ def test_a_corpus_that_cannot_be_read_is_an_error_in_one_line(tmp_path, content,
     with pytest.raises(UserError, match=message) as error:
         forget_texts(nano.context(tmp_path), UnlearningSuite.Config(forget=str(path)))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_below_the_working_directory_is_found_by_the_suites_process(tmp_path, monkeypatch):
+    (tmp_path / "mine.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    fields = {"forget": "mine.jsonl", "retain": "wikitext"}
+    config = RunConfig(
+        name="x",
+        model="nano",
+        hook_name=nano.HOOK,
+        train=TrainConfig(d_sae=8, tokens=512),
+        variants=(VariantConfig("relu"),),
+        suites={"unlearning": fields},
+    )
+    planned = PlannedCell("key", "unlearning", sae(), tmp_path, tmp_path / "a", tmp_path / "b")
+    (job,) = suite_jobs(config, [planned], "revision", tmp_path / "work", tmp_path)
+    assert job.config == fields | {"forget": str(tmp_path / "mine.jsonl")}

@@ -50,7 +50,7 @@ def _texts(ctx: EvalContext, field: str, name: str) -> list[str]:
     where = f"suites.unlearning.{field}={name!r}"
     if Path(name).suffix in FILES:
         if not Path(name).is_file():
-            raise UserError(f"{where}: there is no such file, give its absolute path")
+            raise UserError(f"{where}: there is no such file")
         rows = read_rows(Path(name))
     elif name == RETAIN:
         rows = ctx.hub.load_dataset(RETAIN, RETAIN_CONFIG, split=RETAIN_SPLIT)
