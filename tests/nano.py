@@ -56,6 +56,7 @@ def make_sae(kind: str) -> Any:
         "topk": lambda: saes.TopKSAE(saes.TopKSAEConfig(k=6, **common)),
         "jumprelu": lambda: saes.JumpReLUSAE(saes.JumpReLUSAEConfig(**common)),
         "degenerate": lambda: saes.StandardSAE(saes.StandardSAEConfig(**common)),
+        "gated": lambda: saes.GatedSAE(saes.GatedSAEConfig(**common)),
     }[kind]()
     # the value that one in fifty activations of a latent exceeds
     high = ((x - x.mean(0)) @ rows.T).quantile(0.98, dim=0)
@@ -63,7 +64,12 @@ def make_sae(kind: str) -> Any:
         sae.W_dec.copy_(rows)
         sae.W_enc.copy_(rows.T)
         sae.b_dec.copy_(x.mean(0))
-        sae.b_enc.zero_()
+        if kind == "gated":
+            sae.b_gate.copy_(-high)
+            sae.r_mag.zero_()
+            sae.b_mag.copy_(-high / 2)
+        else:
+            sae.b_enc.zero_()
         if kind == "relu":
             sae.b_enc.copy_(-high)
         elif kind == "jumprelu":

@@ -48,16 +48,17 @@ def assert_same(reference, fast):
 
 @pytest.fixture(scope="module")
 def on_nano(tmp_path_factory):
-    """Results of both engines for four kinds of SAE on the shipped model, by engine and kind."""
+    """Results of both engines for five kinds of SAE on the shipped model, by engine and kind."""
     found = {}
     for engine in ("reference", "fast"):
         ctx = nano.context(tmp_path_factory.mktemp(engine), engine=engine)
-        results = run(ctx, nano.handles(), exclude_special_tokens_from_reconstruction=True)
+        handles = nano.handles(*nano.KINDS, "gated")
+        results = run(ctx, handles, exclude_special_tokens_from_reconstruction=True)
         found[engine] = {scored.label: scored for scored in results}
     return found
 
 
-@pytest.mark.parametrize("kind", nano.KINDS)
+@pytest.mark.parametrize("kind", [*nano.KINDS, "gated"])  # the last has no b_enc
 def test_every_number_is_sae_benchs(on_nano, kind):
     assert_same(on_nano["reference"][kind], on_nano["fast"][kind])
 

@@ -344,9 +344,9 @@ def weight_metrics(sae: Any) -> dict[str, list[float]]:
 
 
 def _encoder_bias(sae: Any) -> list[float]:
-    for name in ("b_enc", "b_mag"):  # a gated SAE has no b_enc
-        if hasattr(sae, name):
-            return getattr(sae, name).cpu().tolist()
+    for name in ("b_enc", "b_mag"):  # a gated SAE's b_enc is None
+        if (bias := getattr(sae, name, None)) is not None:
+            return bias.cpu().tolist()
     return [0.0] * sae.cfg.d_sae
 
 
