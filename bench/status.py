@@ -47,7 +47,8 @@ class Status:
 
     def as_dict(self) -> dict[str, Any]:
         """For programs: the ledger as it is now, counts by state, tracebacks of failed cells."""
-        raw = asdict(self.record) | {"state": self.state, "folder": str(self.folder)}
+        raw: dict[str, Any] = asdict(self.record)
+        raw |= {"state": self.state, "folder": str(self.folder)}
         for cell in raw["cells"]:
             cell["detail"] = self.details.get(cell["cell_key"], "")
         counts = {"saes": self._counts("saes"), "cells": self._counts("cells")}

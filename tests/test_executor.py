@@ -17,7 +17,7 @@ LABELS = ("a", "b", "c")
 
 
 def info(label, hook="blocks.1.hook_resid_post"):
-    return SaeInfo(label, "trained", "topk", "nano", "nano", hook, 24, 64, l0=8.0)
+    return SaeInfo(label, "trained", "topk", "nano", "nano", hook, 96, 64, l0=8.0)
 
 
 def job(tmp_path, labels=LABELS, **changes):

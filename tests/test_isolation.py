@@ -25,7 +25,9 @@ def job(folder: Path, *labels: str, run: str = "run", **changes) -> SuiteJob:
         PlannedCell(
             key=f"key-{label}",
             suite="faulty",
-            sae=SaeInfo(label, "trained", "topk", "nano", "nano", "blocks.1.hook_resid_post", 4, 8),
+            sae=SaeInfo(
+                label, "trained", "topk", "nano", "nano", "blocks.1.hook_resid_post", 96, 8
+            ),
             sae_dir=folder / "saes" / label,
             folder=folder / ".store" / f"key-{label}",
             failure=folder / run / "failed" / f"key-{label}",
