@@ -35,6 +35,8 @@ LOAD_DATASET = (
     "sae_lens.training.activations_store",
 )
 """Modules that hold `datasets.load_dataset` under their own name."""
+FENCE = "GIT_CEILING_DIRECTORIES"
+"""Folders above which git looks for no repository."""
 _ABSENT = object()
 
 
@@ -168,12 +170,17 @@ def seed_all(seed: int) -> None:
 def working_directory(folder: Path) -> Iterator[None]:
     """sae_bench reads and writes below the working directory; give it one of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    before = Path.cwd()
+    before, fence = Path.cwd(), os.environ.get(FENCE)
     os.chdir(folder)
+    # it asks git for its version, which here would be the commit of whatever lies around us
+    os.environ[FENCE] = str(Path.cwd().parent)
     try:
         yield
     finally:
         os.chdir(before)
+        os.environ.pop(FENCE)
+        if fence is not None:
+            os.environ[FENCE] = fence
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from bench.context import (
     EvalContext,
     is_control,
     l0,
+    patched,
     sae_bench_on,
     sae_bench_result,
     working_directory,
@@ -106,6 +108,7 @@ class SparseProbingSuite(Suite):
     )
 
     engines = ("reference", "fast")
+    batch_sizes = ("llm_batch_size", "sae_batch_size")
 
     def data(self) -> tuple[DataNeed, ...]:
         """What sae_bench's dataset_utils reads for the data sets of the config."""
@@ -269,7 +272,7 @@ class SparseProbingSuite(Suite):
         folder = ctx.artifacts / "sparse_probing" / config.model_name / hook
         folder.mkdir(parents=True, exist_ok=True)
         for name in config.dataset_names:
-            with sae_bench_on(ctx, self.side) as model:
+            with sae_bench_on(ctx, self.side) as model, every_token_counts():
                 probing.run_eval_single_dataset(
                     name,
                     config,
@@ -315,6 +318,32 @@ def _data(name: str, n_per_class: int) -> Iterator[DataNeed]:
     else:
         for split in ("train", "test"):
             yield DataNeed(path, split, columns=COLUMNS[path])
+
+
+@contextmanager
+def every_token_counts() -> Iterator[None]:
+    """Raise RuntimeError where sae_bench would take a token for padding, or a text for empty.
+
+    It masks what does not count by zeros, and then leaves out what sums to zero.
+    """
+    from sae_bench.sae_bench_utils import activation_collection
+
+    collect = activation_collection.get_llm_activations
+
+    def checked(tokens: "Tensor", model: Any, *args: Any, **kwargs: Any) -> "Tensor":
+        x = collect(tokens, model, *args, **kwargs)  # [n, T, d_in]
+        counts = activation_collection.get_bos_pad_eos_mask(tokens, model.tokenizer)
+        n_lost = int(((x.sum(-1) == 0) & counts).sum())
+        n_empty = int((~counts.any(-1)).sum())
+        if n_lost or n_empty:
+            raise RuntimeError(
+                f"sae_bench would leave out {n_lost} tokens whose activations sum to 0 and divide "
+                f"by zero for {n_empty} texts without tokens, use `engine: fast`"
+            )
+        return x
+
+    with patched(activation_collection, "get_llm_activations", checked):
+        yield
 
 
 class _StandIn:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bench.absorption.config import AbsorptionConfig
 from bench.context import EvalContext, patched, sae_bench_on
+from bench.models import DType
 from bench.suite import SaeHandle
 
 if TYPE_CHECKING:
@@ -63,4 +64,33 @@ def seeded(ctx: EvalContext) -> Iterator["HookedTransformer"]:
     with ExitStack() as stack:
         for module in (common, feature_absorption):
             stack.enter_context(patched(module, "get_alpha_tokens", words))
+        stack.enter_context(probes_in(ctx.dtype))
         yield stack.enter_context(sae_bench_on(ctx, "base"))
+
+
+@contextmanager
+def probes_in(dtype: DType) -> Iterator[None]:
+    """sae_bench's letter probes in the precision of the run.
+
+    By default it takes bfloat16 wherever there is a GPU, even for a model in single precision.
+    """
+    import sae_bench.evals.absorption.common as common
+    import torch
+
+    functions = (
+        common.load_or_train_probe,
+        common.load_probe,
+        common.load_probe_data_split_or_train,
+        common.load_probe_data_split,
+    )
+    wanted: torch.dtype = getattr(torch, dtype)
+    before = [function.__defaults__ or () for function in functions]
+    try:
+        for function, defaults in zip(functions, before, strict=True):
+            function.__defaults__ = tuple(
+                wanted if isinstance(value, torch.dtype) else value for value in defaults
+            )
+        yield
+    finally:
+        for function, defaults in zip(functions, before, strict=True):
+            function.__defaults__ = defaults
