@@ -58,6 +58,14 @@ def test_what_may_be_on_purpose_is_a_warning(checked, point):
     assert WARNING[point].says in by_status(report, "warn")[point]
 
 
+def test_what_core_takes_from_the_weights_is_tried(checked, monkeypatch):
+    weights = {"encoder_bias": [0.0, float("nan")]}
+    monkeypatch.setattr("bench.check.saved_points.weight_metrics", lambda sae: weights)
+    failed = by_status(checked(GOOD), "fail")
+    assert list(failed) == ["suites"]
+    assert "encoder_bias" in failed["suites"]
+
+
 @pytest.mark.parametrize("what", EXPERIMENTS)
 def test_each_experiment_that_never_trained_is_explained(checked, what):
     point, mutant = EXPERIMENTS[what]

@@ -8,6 +8,7 @@ from torch import Tensor
 from bench import checkpoint
 from bench.check.rehearsal import SCALE, Rehearsal
 from bench.check.report import Point, Problem
+from bench.fast.core import weight_metrics
 from bench.variant import Exported
 
 SAME = 1e-3
@@ -146,6 +147,10 @@ def suites_can_read_it(r: Rehearsal) -> Iterator[Problem]:
         yield Problem("decode(f) is not f @ W_dec + b_dec, which unlearning and core rely on")
     if not isinstance(getattr(sae, "W_enc", None), Tensor):
         yield Problem("the SAE has no W_enc, which core and absorption read")
+        return
+    for name, values in weight_metrics(sae).items():
+        if not torch.tensor(values).isfinite().all():
+            yield Problem(f"{name}, which core takes from the weights, is not finite")
     half = sae.to(torch.bfloat16).encode(x.bfloat16())
     sae.to(torch.float32)
     if not half.isfinite().all():
