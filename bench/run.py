@@ -62,12 +62,14 @@ def _run(
     from bench.left_out import skipped_cells
     from bench.models import resolve
     from bench.plan import plan_cells, sae_rows, suite_jobs
+    from bench.texts import text_revision
     from bench.train import train_all
 
     cache = out.parent / CACHE
     spec = resolve(config.model, config.instruct)
     hub = hub_for(spec, cache)
-    journal.expect(sae_rows(config, spec, hub.revision, out), config.suites)
+    revision = text_revision(config.train, hub)
+    journal.expect(sae_rows(config, spec, revision, out), config.suites)
     sae_dirs = train_all(config, spec, hub, out, progress, retry_failed=retry_failed)
     cells = plan_cells(config, spec, hub.revision, sae_dirs, out)
     cells += skipped_cells(config, left_out, sae_dirs, out)

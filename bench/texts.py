@@ -61,6 +61,11 @@ def text_key(dataset: str) -> str | None:
     return file_key(Path(dataset))
 
 
+def text_revision(train: TrainConfig, hub: Hub) -> str:
+    """What tells two states of the training text apart, whatever else the run reads."""
+    return text_key(train.dataset) or hub.revision_of([train.dataset])
+
+
 def text_size(dataset: str) -> int:
     """Bytes of a local file. Raises UserError if it does not exist."""
     path = Path(dataset)

@@ -19,6 +19,7 @@ from bench.models import ModelSpec
 from bench.progress import Progress
 from bench.roster import ControlEntry, Entry, ImportedEntry, TrainedEntry, roster
 from bench.search import find_curves
+from bench.texts import text_revision
 from bench.trainee import Outcome, Trainee
 from bench.variant import Stream, Variant
 
@@ -46,7 +47,7 @@ def train_all(
     before any work for what cannot be trained.
     """
     training_log.check(config.train.log_to)
-    entries = roster(config, spec, hub.revision)
+    entries = roster(config, spec, text_revision(config.train, hub))
     folders = [out / SAES / entry.label for entry in entries]
     todo = [
         (entry, folder)

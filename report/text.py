@@ -43,7 +43,7 @@ def markdown(text: str) -> str:
     escaped = re.sub(r"([\\`*\[\]<>|~&#!$@])", r"\\\1", _short(plain(text)))
     # inside a word an underscore is only an underscore
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)
-    return re.sub(r"(?i)(://|www\.)", r"\\\1", escaped)
+    return re.sub(r"(?i)(www)(?=\.)|(?=://)", r"\1\\", escaped)
 
 
 def html(text: str) -> str:

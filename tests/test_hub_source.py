@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import datasets
 import huggingface_hub
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 
 from bench.config import load_config
 from bench.errors import UserError
@@ -109,7 +110,7 @@ def test_the_answer_of_the_hub_has_the_fields_that_are_read():
             "is a script, .* allow it with --trust-remote-code",
         ),
         (
-            datasets.exceptions.DatasetNotFoundError("gated dataset on the Hub"),
+            DatasetNotFoundError("gated dataset on the Hub"),
             "gated dataset on the Hub; request access at https://.*bio-forget-corpus",
         ),
     ],

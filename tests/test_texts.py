@@ -9,7 +9,7 @@ from bench.config import TrainConfig
 from bench.datasets import LocalHub, RemoteHub
 from bench.errors import UserError
 from bench.sources import Sources
-from bench.texts import Text, text_key, text_source
+from bench.texts import Text, text_key, text_revision, text_source
 
 TEXTS = ["The first one.\nHas two lines.", "Ein zweiter: äöü", "third"]
 
@@ -87,6 +87,19 @@ def test_the_key_of_a_file_follows_its_bytes(tmp_path):
     path.write_text("two")
     assert before != text_key(str(path)) is not None
     assert text_key("Skylion007/openwebtext") is None
+
+
+def test_what_else_a_run_reads_does_not_change_the_revision_of_its_text(tmp_path):
+    def revision(dataset: str, **commits: str) -> str:
+        known = {f"dataset/{name}": commit for name, commit in commits.items()}
+        train = TrainConfig(d_sae=8, tokens=100, dataset=dataset)
+        return text_revision(train, RemoteHub(tmp_path, Sources(commits=known)))
+
+    assert revision("text", text="1") == revision("text", text="1", questions="1")
+    assert revision("text", text="1") != revision("text", text="2")
+    path = tmp_path / "own.txt"
+    path.write_text("one")
+    assert revision(str(path)) == text_key(str(path))
 
 
 def test_nano_text_knows_its_paraphrases():

@@ -125,9 +125,11 @@ def _cached(kind: Kind, hub_id: str) -> str | None:
 def refusals() -> tuple[type[Exception], ...]:
     """What the hub's two libraries raise where a repository, the network or a script fails them."""
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, ValueError, RuntimeError, HTTPError, DatasetsError)
+    # the base of its own errors, which is also that of a network that fails
+    http = HfHubHTTPError.__mro__[1]
+    return (OSError, ValueError, RuntimeError, http, DatasetsError)  # type: ignore[return-value]
 
 
 def refused(kind: Kind, name: str, error: Exception) -> UserError:

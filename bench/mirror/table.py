@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,7 +88,7 @@ def copy_file(need: DataNeed, path: Path, root: Path) -> Entry:
         for row in read_rows(path):
             _add(tally, row, file)
     entry = _placed(part, need, "file", tally, root, is_whole=True)
-    return Entry(**(vars(entry) | {"hub_id": path.name}))
+    return replace(entry, hub_id=path.name)
 
 
 def _copy(source: Source, tally: Tally, file: IO[bytes], note: Path) -> bool:
