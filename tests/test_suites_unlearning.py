@@ -213,7 +213,7 @@ def scored_and_reference(folder, data):
     assert grid.saebench_score(settings) == score
     tried = Tried(settings, Grids(settings, settings[:1]), raw, {})
     shared = scores.Shared("nano-it", "key", SEED, settings[-1:])
-    return scores.scored("a", tried, settings[:1], Measured(5.0, 0.9), shared), score
+    return scores.scored("a", tried, settings[:1], Measured(5.0, 0.9, 0), shared), score
 
 
 def test_our_choice_of_setting_is_sae_benchs(results):
