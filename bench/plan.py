@@ -14,6 +14,7 @@ from bench.journal import SaeRow
 from bench.keys import CellContent, file_key, source_key, versions
 from bench.ledger import FAILED, PlannedCell
 from bench.models import ModelSpec, on_side, weights_key
+from bench.pair import check_trained_on
 from bench.result import STORE
 from bench.roster import roster
 from bench.suite import Engine, Suite
@@ -33,6 +34,7 @@ def plan_cells(
         for sae_dir, record in zip(sae_dirs, records):
             key = replace(content, sae=record).key()
             info = read_info(sae_dir)
+            check_trained_on(info, spec)
             cells.append(PlannedCell(key, suite, info, sae_dir, store / key, failures / key))
     return cells
 

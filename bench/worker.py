@@ -198,8 +198,6 @@ def _skip(job: SuiteJob, planned: PlannedCell, reason: str) -> None:
 def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle | None":
     """The SAE as saved, or None after its cell was settled without it."""
     from bench.checkpoint import load_sae
-    from bench.models import resolve
-    from bench.pair import check_trained_on
     from bench.suite import SaeHandle
 
     kind = planned.sae.hook_name.rpartition(".")[2]
@@ -208,7 +206,6 @@ def _handle(job: SuiteJob, planned: PlannedCell, suite: "Suite") -> "SaeHandle |
         _skip(job, planned, f"suite {job.suite!r} can only score {can}, not {kind}")
         return None
     try:
-        check_trained_on(planned.sae, resolve(job.model, job.instruct))
         return SaeHandle(
             planned.sae.label, load_sae(planned.sae_dir, job.device), asdict(planned.sae)
         )
