@@ -26,7 +26,9 @@ def pin(config: RunConfig, out: Path, cache: Path, source: Source | None = None)
 
 def _commits(needs: Needs, user_data: Path, source: Source | None) -> dict[str, str]:
     wanted: list[tuple[Kind, str]] = [("model", model.hub_id) for model in needs.models]
-    wanted += [("dataset", n.hub_id) for n in needs.data if not (user_data / n.path).is_dir()]
+    for need in needs.data:
+        if not (user_data / need.path).is_dir():
+            wanted.append(("dataset", need.hub_id))
     if not wanted:  # nano: the hub's library is not even imported
         return {}
     hub = source or HubSource()
