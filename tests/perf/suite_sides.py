@@ -6,6 +6,7 @@ sae_bench keeps, and nothing more: what sae_bench does in every `run_eval`, ours
 
 import contextlib
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,8 @@ from worlds import World, few_words
 from bench.cache import Cache
 from bench.counters import SHARED, Work, counting
 
+KEPT = ("letters", "reliable questions", "questions right under all 24 orders")
+"""What the artifacts that sae_bench keeps too are called in our cache."""
 SUITES = ("core", "sparse_probing", "absorption", "unlearning")
 
 
@@ -35,7 +38,7 @@ class Artifacts(Cache):
     """Keeps what sae_bench keeps: texts in activations, the letter probe, question ids."""
 
     def tensors(self, key: Any, make: Any) -> Any:
-        kept = "dataset" in key or key.get("what") in ("letters", "reliable questions")
+        kept = "dataset" in key or key.get("what") in KEPT
         return super().tensors(key, make) if kept else make()
 
 
@@ -98,14 +101,51 @@ class Reference:
         return lambda handle: _of_absorption(engine.scores(handle).raw)
 
     def _unlearning(self) -> Callable[[Any], Any]:
+        import sae_bench.evals.unlearning.main as unlearning
+        from sae_bench.evals.unlearning.eval_output import UnlearningEvalOutput
+
+        from bench.context import sae_bench_result
+        from bench.unlearning.config import PROMPT_NAME, for_saebench
+        from bench.unlearning.questions import asked
+        from bench.unlearning.reference import left_behind
+
+        data, output = self._question_ids(), self.ctx.work / "unlearning"
+        corpus = self.ctx.work / "sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl"
+        corpus.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.world.hub.file("bio-forget-corpus", "train"), corpus)
+        config = for_saebench(self.suite.cfg, self.ctx.seed, self.ctx.dtype)
+
+        def one(handle: Any) -> Any:
+            own = output / handle.label  # made afresh: sae_bench scores every .pkl that it finds
+            shutil.rmtree(own, ignore_errors=True)
+            folder = own / "unlearning" / PROMPT_NAME
+            shutil.copytree(data, folder / "data")
+            with asked(self.ctx):
+                unlearning.run_eval(
+                    config,
+                    [(handle.label, handle.sae)],
+                    self.ctx.device,
+                    str(output),
+                    force_rerun=True,
+                    artifacts_path=str(own),
+                )
+            raw = sae_bench_result(output, handle.label, UnlearningEvalOutput)
+            results = folder / f"{handle.label}_custom_sae/results/metrics"
+            return left_behind(results, data), raw["eval_result_metrics"]
+
+        return one
+
+    def _question_ids(self) -> Path:
+        """The folder that sae_bench's ids are in."""
         from bench.unlearning.engine import make_engine
 
-        engine = make_engine(self.ctx, self.suite.cfg, self.handles)
+        engine: Any = make_engine(self.ctx, self.suite.cfg, self.handles)
         if self.world.is_planted:
-            _plant_ids(engine.folder, self.world, self.suite.cfg.dataset_names)  # type: ignore[attr-defined]
-        with _quiet():
-            engine.prepare()
-        return lambda handle: _of_unlearning(engine.tried(handle))
+            _plant_ids(engine.folder, self.world, self.suite.cfg.dataset_names)
+        else:
+            with _quiet():
+                engine.prepare()
+        return engine.folder / "data"
 
 
 class Fast:

@@ -43,9 +43,10 @@ def rows(request):
     """Shown when the module is done."""
     found: list[Row] = []
     yield found
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    for line in lines(found):
-        reporter.write_line(line)
+    plugin = request.config.pluginmanager.get_plugin
+    with plugin("capturemanager").global_and_fixture_disabled():
+        for line in lines(found):
+            plugin("terminalreporter").write_line(line)
 
 
 @pytest.mark.parametrize("n_saes", [1, 2, 4, 8, 16], ids="n{:02}".format)
