@@ -166,6 +166,12 @@ def test_a_killed_run_is_told_by_its_missing_lock(out):
 def test_a_run_that_checks_what_it_was_given_is_starting(out):
     with locked(out):
         assert status.read(out).state == "starting"
+    with kept(out, "mine", Holder(1, "elsewhere")):
+        pass
+    with locked(out) as holder:  # the ledger is still that of the run before
+        seen = status.read(out)
+        assert seen.state == "starting"
+        assert (seen.record.pid, seen.record.host) == holder
 
 
 def test_a_disk_that_is_full_does_not_end_a_run(out, monkeypatch, caplog):
