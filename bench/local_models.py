@@ -2,7 +2,7 @@
 
 TransformerLens loads hub ids only, so the config is written here as it writes it for the hub's
 models (transformer_lens/loading_from_pretrained.py, 3.9), and its own converters move the weights.
-Families: Gemma-2, Llama, GPT-NeoX (Pythia), Qwen2. Weights are safetensors; nothing is unpickled.
+Families: Gemma-2, Llama, GPT-NeoX (Pythia), GPT-2, Qwen2. Weights are safetensors; nothing is unpickled.
 """
 
 import json
@@ -94,12 +94,13 @@ def load_folder(folder: Path, device: str, dtype: Any) -> "HookedTransformer":
 
 
 def _converter(architecture: str) -> Callable[[Any, Any], dict[str, Any]]:
-    from transformer_lens.pretrained.weight_conversions import gemma, llama, neox, qwen2
+    from transformer_lens.pretrained.weight_conversions import gemma, gpt2, llama, neox, qwen2
 
     return {
         "Gemma2ForCausalLM": gemma.convert_gemma_weights,
         "LlamaForCausalLM": llama.convert_llama_weights,
         "GPTNeoXForCausalLM": neox.convert_neox_weights,
+        "GPT2LMHeadModel": gpt2.convert_gpt2_weights,
         "Qwen2ForCausalLM": qwen2.convert_qwen2_weights,
     }[architecture]
 
@@ -185,6 +186,27 @@ def _neox(hf: Any) -> dict[str, Any]:
     }
 
 
+def _gpt2(hf: Any) -> dict[str, Any]:
+    if hf.scale_attn_by_inverse_layer_idx:
+        raise UserError("model: GPT-2 with scale_attn_by_inverse_layer_idx cannot be converted")
+    return {
+        "d_model": hf.n_embd,
+        "d_head": hf.n_embd // hf.n_head,
+        "n_heads": hf.n_head,
+        "n_layers": hf.n_layer,
+        "d_mlp": hf.n_inner or 4 * hf.n_embd,
+        "n_ctx": hf.n_positions,
+        "d_vocab": hf.vocab_size,
+        "eps": hf.layer_norm_epsilon,
+        "act_fn": hf.activation_function,
+        "normalization_type": "LN",
+        "positional_embedding_type": "standard",
+        "use_attn_scale": hf.scale_attn_weights,
+        "use_local_attn": False,
+        "default_prepend_bos": True,
+    }
+
+
 def _qwen2(hf: Any) -> dict[str, Any]:
     if hf.use_sliding_window:
         raise UserError("model: Qwen2 with use_sliding_window cannot be converted")
@@ -224,6 +246,7 @@ FAMILIES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "Gemma2ForCausalLM": _gemma2,
     "LlamaForCausalLM": _llama,
     "GPTNeoXForCausalLM": _neox,
+    "GPT2LMHeadModel": _gpt2,
     "Qwen2ForCausalLM": _qwen2,
 }
 """Architecture -> the HookedTransformerConfig of one of its configs."""

@@ -22,6 +22,15 @@ LLAMA3_ROPE = {
 }
 
 
+CLASSES = {
+    "Gemma2": "Gemma2ForCausalLM",
+    "Llama": "LlamaForCausalLM",
+    "GPTNeoX": "GPTNeoXForCausalLM",
+    "GPT2": "GPT2LMHeadModel",
+    "Qwen2": "Qwen2ForCausalLM",
+}
+
+
 def config_of(family: str, **changes: Any) -> Any:
     import transformers
 
@@ -44,10 +53,13 @@ def config_of(family: str, **changes: Any) -> Any:
         "Gemma2": {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 4},
         "Llama": {},
         "GPTNeoX": {"rotary_pct": 0.25},
+        "GPT2": {"n_inner": 48},
         "Qwen2": {},
     }[family]
-    if family == "GPTNeoX":
+    if family in ("GPTNeoX", "GPT2"):
         del common["num_key_value_heads"]
+    if family == "GPT2":
+        del common["intermediate_size"]
     return getattr(transformers, f"{family}Config")(**(common | own | changes))
 
 
@@ -56,10 +68,10 @@ def save(folder: Path, family: str, **changes: Any) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config_of(family, **changes)).eval()
+    model = getattr(transformers, CLASSES[family])(config_of(family, **changes)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("bias") or "norm" in name:
+            if name.endswith("bias") or "norm" in name or "ln_" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -81,6 +93,8 @@ def spec_of(folder: Path) -> ModelSpec:
         ("Llama", {"rope_parameters": LLAMA3_ROPE}),
         ("GPTNeoX", {}),
         ("GPTNeoX", {"use_parallel_residual": False}),
+        ("GPT2", {}),
+        ("GPT2", {"tie_word_embeddings": True, "n_inner": None}),
         ("Qwen2", {}),
         ("Qwen2", {"tie_word_embeddings": True}),
     ],
@@ -126,7 +140,7 @@ def test_code_that_comes_with_a_checkpoint_is_refused(tmp_path):
     [
         ("{}", "is not a model's config"),
         ("not json", "is not a model's config"),
-        ('{"architectures": ["GPT2LMHeadModel"]}', "unknown architecture 'GPT2LMHeadModel'"),
+        ('{"architectures": ["BertForMaskedLM"]}', "unknown architecture 'BertForMaskedLM'"),
         ('{"architectures": ["LlamaForCausalLM"]}', r"has no model\.safetensors"),
     ],
 )
@@ -141,6 +155,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, text, message):
     [
         ("Llama", {"attention_bias": True}, "Llama with biases"),
         ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type"),
+        ("GPT2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("Qwen2", {"use_sliding_window": True, "max_window_layers": 0}, "use_sliding_window"),
     ],
 )
@@ -151,6 +166,4 @@ def test_what_the_converters_would_get_wrong_is_refused(tmp_path, family, change
 
 
 def test_every_family_is_tested():
-    assert {"Gemma2", "Llama", "GPTNeoX", "Qwen2"} == {
-        name.removesuffix("ForCausalLM") for name in FAMILIES
-    }
+    assert set(CLASSES.values()) == set(FAMILIES)
