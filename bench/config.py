@@ -135,7 +135,7 @@ class RunConfig:
     eval_cache_gb: float = 10.0
     """Most disk space in GB for what the suites compute once for all SAEs; 0 keeps none."""
     mirror: str | None = None
-    """Folder that `data fetch` filled: models and data come from it, and nothing from the network."""
+    """Folder that `data fetch` filled: models and data come from it, nothing from the network."""
     trust_remote_code: bool = False
     """Whether a data set of the hub may run code of its own that comes with it."""
 

@@ -121,7 +121,7 @@ class LocalHub:
 
 
 class MirrorHub(LocalHub):
-    """The data of a mirror that `data fetch` filled: nothing is fetched, and keys cost no reading."""
+    """The data of a mirror that `data fetch` filled: nothing is fetched, keys cost no reading."""
 
     def __init__(self, root: Path):
         """Raises UserError where `root` is no mirror."""

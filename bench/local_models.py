@@ -2,7 +2,8 @@
 
 TransformerLens loads hub ids only, so the config is written here as it writes it for the hub's
 models (transformer_lens/loading_from_pretrained.py, 3.9), and its own converters move the weights.
-Families: Gemma-2, Llama, GPT-NeoX (Pythia), GPT-2, Qwen2. Weights are safetensors; nothing is unpickled.
+Families: Gemma-2, Llama, GPT-NeoX (Pythia), GPT-2, Qwen2. Weights are safetensors; nothing is
+unpickled.
 """
 
 import json
