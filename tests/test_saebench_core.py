@@ -211,7 +211,7 @@ def test_sae_bench_needs_an_encoder_matrix_and_check_says_so_before_a_run():
         core.get_featurewise_weight_based_metrics(sae)
     sae.encode = lambda x: torch.relu(x @ weights.to(x.dtype))
     rehearsal = SimpleNamespace(x=torch.randn(64, tiny.D_MODEL), saved=SimpleNamespace(sae=sae))
-    (problem,) = suites_can_read_it(rehearsal)  # type: ignore[arg-type]
+    (problem,) = suites_can_read_it(rehearsal)
     assert "no W_enc" in problem.message
 
 

@@ -208,7 +208,7 @@ def test_sae_bench_asks_to_run_code_of_a_data_set_and_gets_none(tmp_path, monkey
 
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append(kwargs))
-    hub = RemoteHub(tmp_path, SimpleNamespace(trust_remote_code=False, commit=lambda *a: "c0ffee"))  # type: ignore[arg-type]
+    hub = RemoteHub(tmp_path, SimpleNamespace(trust_remote_code=False, commit=lambda *a: "c0ffee"))
     hub.load_dataset("codeparrot/github-code", split="train", trust_remote_code=True)
     assert asked[0]["trust_remote_code"] is False
     assert asked[0]["revision"] == "c0ffee"

@@ -244,7 +244,7 @@ def test_the_metric_that_sae_bench_documents_fails_and_the_one_it_takes_has_no_f
                 SimpleNamespace(),
                 2,
                 str(tmp_path),
-                target_metric=target,  # type: ignore[arg-type]
+                target_metric=target,
             )
 
     with pytest.raises(AssertionError, match="not recognised"):
@@ -309,7 +309,7 @@ def test_sae_bench_leaves_gradients_off_for_the_rest_of_the_process_ours_does_no
             patched(theirs, "load_sparsity_data", lambda *args: (None, None)),
             patched(theirs, "run_metrics_calculation", lambda *args: None),
         ):
-            theirs.run_eval_single_sae(None, None, sae_bench_config(), str(tmp_path), "a", True)  # type: ignore[arg-type]
+            theirs.run_eval_single_sae(None, None, sae_bench_config(), str(tmp_path), "a", True)
 
     assert torch.is_grad_enabled()
     try:
