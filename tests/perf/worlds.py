@@ -207,6 +207,7 @@ def toy() -> World:
         "unlearning": {
             "multipliers": (25, 50, 100, 200),
             "relative_multipliers": (),
+            "min_questions": 1,
             "dataset_size": 60,
             "seq_len": 256,
             "llm_batch_size": 4,
