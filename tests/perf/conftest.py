@@ -39,7 +39,7 @@ def pytest_terminal_summary(terminalreporter, config):
             f"| {row['side']} | {' | '.join(numbers)} | {row['ratio']:.2f} |"
         )
     if trainings := config.stash[TRAININGS]:
-        head = ("variant", "wall s", "of it the model's", "peak MB", "peak MB above the start")
+        head = ("variant", "wall s", "s for reading before", "peak MB", "of it from training")
         terminalreporter.write_line(f"\n| {' | '.join(head)} |\n|---|---|---|---|---|")
         for row in trainings:
             terminalreporter.write_line(row)

@@ -1,7 +1,7 @@
 """Wall time and peak memory of a whole training of each variant on nano, each in its own process.
 
 `PERF_TOKENS=250000 python -m pytest -m perf tests/perf/test_variant_training.py`. No time is
-asserted. The language model's share is the same for all and is shown beside.
+asserted. The time in which the model read the tokens before is the same for all, and beside it.
 """
 
 import json
