@@ -1,6 +1,6 @@
 """A config and trained SAEs become cells with content keys, and cells become one job per suite."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,21 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 def plan_cells(
-    config: RunConfig, spec: ModelSpec, data_revision: str, sae_dirs: Sequence[Path], out: Path
+    config: RunConfig,
+    spec: ModelSpec,
+    revisions: Mapping[str, str],
+    sae_dirs: Sequence[Path],
+    out: Path,
 ) -> list[PlannedCell]:
-    """Every suite on every SAE, suite by suite, of the run in folder `out`."""
+    """Every suite on every SAE, suite by suite, of the run in folder `out`.
+
+    `revisions` holds the state of the data that each suite reads.
+    """
     store, failures = out.parent / STORE, out / FAILED
     records = [read_record(sae_dir) for sae_dir in sae_dirs]
     cells = []
     for suite in config.suites:
-        content = _content(config, spec, data_revision, suite)
+        content = _content(config, spec, revisions[suite], suite)
         for sae_dir, record in zip(sae_dirs, records):
             key = replace(content, sae=record).key()
             info = read_info(sae_dir)
@@ -53,7 +60,11 @@ def sae_rows(config: RunConfig, spec: ModelSpec, data_revision: str, out: Path) 
 
 
 def suite_jobs(
-    config: RunConfig, cells: Sequence[PlannedCell], data_revision: str, work: Path, cache: Path
+    config: RunConfig,
+    cells: Sequence[PlannedCell],
+    revisions: Mapping[str, str],
+    work: Path,
+    cache: Path,
 ) -> list[SuiteJob]:
     """One job per suite that still has cells to compute; what has ended is left alone."""
     jobs = []
@@ -69,7 +80,7 @@ def suite_jobs(
                 work=work / suite,
                 cache_dir=cache,
                 seed=config.eval_seed,
-                data_revision=data_revision,
+                data_revision=revisions[suite],
                 device=config.device,
                 dtype=config.dtype,
                 engine=engine_of(config, suite),

@@ -5,11 +5,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.config import RunConfig, TrainConfig
 from bench.errors import UserError
 from bench.needs import DataNeed, merged, text_need
+
+if TYPE_CHECKING:
+    from bench.datasets import Hub
 
 DOCUMENTS_READ_AHEAD = 256
 """At least so many documents, however long: several calls of the tokenizer."""
@@ -70,6 +73,15 @@ def needs_of(config: RunConfig) -> Needs:
         by_suite=by_suite,
         notes=tuple(_notes(config)),
     )
+
+
+def revisions(config: RunConfig, hub: "Hub") -> dict[str, str]:
+    """Suite -> the state of the data that it reads; in an embedded world, of all data."""
+    known = needs_of(config).by_suite
+    return {
+        suite: hub.revision_of(known[suite]) if suite in known else hub.revision
+        for suite in config.suites
+    }
 
 
 def _settings(config_class: type, fields: dict[str, Any], suite: str) -> Any:

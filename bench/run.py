@@ -62,6 +62,7 @@ def _run(
     from bench.left_out import skipped_cells
     from bench.models import resolve
     from bench.plan import plan_cells, sae_rows, suite_jobs
+    from bench.requirements import revisions
     from bench.texts import text_revision
     from bench.train import train_all
 
@@ -71,12 +72,13 @@ def _run(
     revision = text_revision(config.train, hub)
     journal.expect(sae_rows(config, spec, revision, out), config.suites)
     sae_dirs = train_all(config, spec, hub, out, progress, retry_failed=retry_failed)
-    cells = plan_cells(config, spec, hub.revision, sae_dirs, out)
+    states = revisions(config, hub)
+    cells = plan_cells(config, spec, states, sae_dirs, out)
     cells += skipped_cells(config, left_out, sae_dirs, out)
     if retry_failed:
         ledger.forget_failures(cells)
     journal.plan(cells)
-    jobs = suite_jobs(config, cells, hub.revision, out / "work", cache)
+    jobs = suite_jobs(config, cells, states, out / "work", cache)
     run_suites(jobs, config.workers, progress, journal.computing)
     return ledger.close(out, config.name, cells)
 

@@ -19,11 +19,17 @@ from bench.config import (
     RunConfig,
     TrainConfig,
     VariantConfig,
+    load_config,
 )
+from bench.datasets import RemoteHub
 from bench.keys import content_key, versions
 from bench.models import ModelSpec
+from bench.needs import HUB_IDS
+from bench.requirements import needs_of, revisions
 from bench.result import SaeInfo
+from bench.sources import Sources
 
+ROOT = Path(__file__).parents[1]
 HOOK = "blocks.1.hook_resid_post"
 VARIANT = '''
 from dataclasses import dataclass
@@ -104,7 +110,8 @@ def world(plugins, tmp_path, monkeypatch):
                 record = Record(info, entry.key, entry.source, "text", 32, 1, 1.0, weights=weights)
                 folders.append(out / "saes" / entry.label)
                 save_record(folders[-1], record)
-            cells = plan.plan_cells(config, spec, revision, folders, out)
+            states = dict.fromkeys(config.suites, revision)
+            cells = plan.plan_cells(config, spec, states, folders, out)
             return {(c.sae.label.partition("_")[0], c.suite): c.key for c in cells}
 
     return World()
@@ -259,3 +266,20 @@ def test_what_is_added_leaves_all_others_as_they_are(world, more: Callable[[RunC
 
 def test_the_place_of_the_run_folder_is_no_content(world, tmp_path: Path):
     assert set(world.keys(replace(CONFIG, name="elsewhere")).values()) == set(world.keys().values())
+
+
+def test_a_suite_is_keyed_by_its_own_data(tmp_path):
+    config = load_config(ROOT / "configs" / "gemma-2-2b.yaml")
+    paths = {need.path for need in needs_of(config).data}
+    commits = {f"dataset/{HUB_IDS.get(path, path)}": "1" for path in paths}
+    (tmp_path / "files" / "bio-forget-corpus").mkdir(parents=True)
+
+    def states(chosen: RunConfig, **changes: str) -> dict[str, str]:
+        known = commits | {f"dataset/{path}": commit for path, commit in changes.items()}
+        return revisions(chosen, RemoteHub(tmp_path / "files", Sources(commits=known)))
+
+    every = states(config)
+    alone = replace(config, suites={"core": config.suites["core"]})
+    assert states(alone) == {"core": every["core"]}
+    later = states(config, **{"cais/mmlu": "2"})
+    assert {suite for suite in every if every[suite] != later[suite]} == {"unlearning"}

@@ -192,5 +192,5 @@ def test_a_file_below_the_working_directory_is_found_by_the_suites_process(tmp_p
         suites={"unlearning": fields},
     )
     planned = PlannedCell("key", "unlearning", sae(), tmp_path, tmp_path / "a", tmp_path / "b")
-    (job,) = suite_jobs(config, [planned], "revision", tmp_path / "work", tmp_path)
+    (job,) = suite_jobs(config, [planned], {"unlearning": "revision"}, tmp_path / "work", tmp_path)
     assert job.config == fields | {"forget": str(tmp_path / "mine.jsonl")}
