@@ -141,6 +141,7 @@ def test_an_interrupted_run_cleans_up_before_it_ends(tmp_path, number):
     code = f"""
 import pathlib, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this
 import bench.run
 from bench.cli import main
 folder = pathlib.Path({str(tmp_path)!r})

@@ -9,6 +9,8 @@ import pytest
 
 from bench import memory, registry
 from bench.config import RunConfig, load_config
+from bench.doctor.machine import ram
+from bench.doctor.subject import Subject
 from bench.models import resolve
 from bench.preflight_stream import problems
 
@@ -41,17 +43,19 @@ def test_gemma_is_read_in_its_own_precision_at_layer_12():
         assert (config.dtype, config.device) == ("bfloat16", "cuda")
 
 
-def test_training_fits_the_card_with_a_tenth_to_spare(named, monkeypatch):
+def test_training_fits_the_card_with_a_tenth_to_spare(named, tmp_path, monkeypatch):
     name, config = named
     monkeypatch.setattr(memory, "available", lambda device: int(0.9 * CARDS[name] * GB))
     assert list(problems(config, resolve(config.model))) == []
+    assert ram(Subject(config, tmp_path)).state == "pass"
 
 
-def test_a_smaller_card_is_refused(named, monkeypatch):
+def test_a_smaller_card_is_refused(named, tmp_path, monkeypatch):
     name, config = named
     monkeypatch.setattr(memory, "available", lambda device: CARDS[name] * GB // 4)
-    (found,) = problems(config, resolve(config.model))
-    assert f"cuda has {CARDS[name] / 4:.1f} GB free" in found
+    found = ram(Subject(config, tmp_path))
+    assert found.state == "fail"
+    assert f"cuda has {CARDS[name] / 4:.1f} GB free" in found.message
 
 
 def test_unlearning_is_left_out_only_where_there_is_no_instruct_model(named):
