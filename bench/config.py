@@ -117,7 +117,7 @@ class RunConfig:
     eval_seed: int = 42
     """Seed of everything random in the suites."""
     engine: Literal["reference", "fast"] = "fast"
-    """`fast`: ours, sae_bench's numbers from shared work; `reference`: sae_bench's own functions."""
+    """`fast`: ours, the same numbers from shared work; `reference`: sae_bench's own functions."""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the language model and of the suites."""
