@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.absorption.engine import layer_of, make_engine
 from bench.context import EvalContext, l0
+from bench.fast.l0 import L0_SUITE, active_per_token, with_l0
 from bench.suite import Failed, Metric, SaeHandle, Scored, Suite, Unit
 
 MEANS = {
@@ -15,6 +16,8 @@ MEANS = {
     "mean_full_absorption": ("mean_full_absorption_score", "full_absorption_rate"),
     "mean_num_split_features": ("mean_num_split_features", "num_split_features"),
 }
+L0_WORDS = 4096
+"""Most words that L0 is measured on."""
 
 
 class AbsorptionSuite(Suite):
@@ -68,6 +71,12 @@ class AbsorptionSuite(Suite):
         ),
         Metric("mean_num_split_features", "none", 1.0, summary="latents per letter"),
         Metric("n_letters", "none", 0.0, 26.0, summary="letters that count"),
+        Metric(
+            L0_SUITE,
+            "none",
+            0.0,
+            summary="active latents per token here, at 4,096 words of the test split at most",
+        ),
     )
     side = "base"
     hooks = ("hook_resid_post",)
@@ -81,14 +90,16 @@ class AbsorptionSuite(Suite):
                 # nothing fires, so nothing can be absorbed: 0, the best score there is
                 yield _meaningless(handle.label, "no latent ever fires (L0 = 0)")
                 continue
-            engine.prepare(layer_of(handle))
+            layer = layer_of(handle)
+            engine.prepare(layer)
             started = time.monotonic()
             try:
                 scores = engine.scores(handle)
+                found = active_per_token(handle.sae, engine.words(layer)[:L0_WORDS])
             except Exception as error:  # raised, it would cost the others what they share
                 yield Failed(handle.label, error)
                 continue
-            scored = _scored(handle.label, scores.raw)
+            scored = with_l0(_scored(handle.label, scores.raw), found)
             yield scored._replace(wall_s=time.monotonic() - started, work=scores.work)
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from bench.context import (
     working_directory,
 )
 from bench.counters import Work, counting
+from bench.fast.l0 import L0_SUITE, active_per_token, first_tokens_of_sae_bench, with_l0
 from bench.fast.part import Bill, bills
 from bench.suite import DataNeed, Failed, Metric, SaeHandle, Scored, Suite, Unit
 
@@ -96,6 +98,12 @@ class SparseProbingSuite(Suite):
             1.0,
             summary="probe on all channels, its best epoch picked on the test set",
         ),
+        Metric(
+            L0_SUITE,
+            "none",
+            0.0,
+            summary="active latents per token here, over 8 training texts of each class",
+        ),
     )
     side = "base"
     hooks = ("hook_resid_post", "hook_resid_pre", "hook_mlp_out", "hook_attn_out")
@@ -121,22 +129,25 @@ class SparseProbingSuite(Suite):
             yield from self._fast(ctx, saes)
             return
         warm: dict[str, Work] = {}
+        inputs: dict[str, Tensor] = {}
         model = ctx.model(self.side)
         for handle in saes:
             hook = handle.sae.cfg.metadata.hook_name
             if hook not in warm:
                 with counting([model]) as warm[hook]:
-                    self._warm(ctx, handle)
+                    folder = self._warm(ctx, handle)
+                inputs[hook] = first_tokens_of_sae_bench(folder, self.cfg.dataset_names)
             started = time.monotonic()
             with counting([model], [handle.sae]) as work:
                 scored = self._one(ctx, handle)
+            scored = with_l0(scored, active_per_token(handle.sae, inputs[hook]))
             yield scored._replace(wall_s=time.monotonic() - started, work=work.recorded(warm[hook]))
 
     def _fast(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """All SAEs data set by data set; an SAE that fails does not stop the others."""
         import torch
 
-        from bench.fast.probing import probe_all
+        from bench.fast.probing import measure_l0, probe_all
 
         precision = {"device": ctx.device, "dtype": getattr(torch, ctx.dtype)}
         by_hook: dict[str, list[SaeHandle]] = {}
@@ -148,8 +159,10 @@ class SparseProbingSuite(Suite):
             with counting([ctx.model(self.side)], [handle.sae for handle in group]) as total:
                 ready = [(handle, handle.sae.to(**precision)) for handle in group]
                 probed = probe_all(ctx, self.cfg, hook, ready, total)
-            owed = bills([one.part for one in probed], total, time.monotonic() - started)
-            for one, bill in zip(probed, owed):
+            measure_l0(probed)
+            parts = [one.part for one in probed.saes]
+            owed = bills(parts, total, time.monotonic() - started)
+            for one, bill in zip(probed.saes, owed):
                 results[one.handle.label] = self._finished(ctx, one, bill)
         for handle in saes:
             yield results[handle.label]
@@ -157,7 +170,7 @@ class SparseProbingSuite(Suite):
     def _finished(self, ctx: EvalContext, one: "Probed", bill: Bill) -> Scored | Failed:
         if one.part.error is not None:
             return Failed(one.handle.label, one.part.error)
-        scored = self._scored(ctx, one.handle, self._file(ctx, one))
+        scored = with_l0(self._scored(ctx, one.handle, self._file(ctx, one)), one.l0)
         return scored._replace(**bill._asdict())
 
     def _file(self, ctx: EvalContext, one: "Probed") -> dict[str, Any]:
@@ -241,7 +254,7 @@ class SparseProbingSuite(Suite):
         values = groups["sae"] | groups["llm"]
         if self.cfg.lower_vram_usage:  # sae_bench skips this probe then, and writes -1
             values["sae_test_accuracy"] = None
-        names = [m.name for m in self.metrics]
+        names = [m.name for m in self.metrics if m.name != L0_SUITE]
         return {name: values.get(name.removeprefix("saebench060_")) for name in names}
 
     def _units(
@@ -257,8 +270,8 @@ class SparseProbingSuite(Suite):
             for label, accuracy in by_metric[name].items()
         ]
 
-    def _warm(self, ctx: EvalContext, handle: SaeHandle) -> None:
-        """Fill sae_bench's activation cache with a stand-in, before any SAE is scored.
+    def _warm(self, ctx: EvalContext, handle: SaeHandle) -> Path:
+        """Fill sae_bench's activation cache with a stand-in, before any SAE is scored; its folder.
 
         On a miss sae_bench trains the model's own probes between seeding and the SAE's probes, so
         the first SAE in a list would be scored on other texts than the rest. Seeded anew for every
@@ -284,6 +297,7 @@ class SparseProbingSuite(Suite):
                     str(folder),
                     save_activations=True,
                 )
+        return folder
 
     def _sae_bench_config(self, ctx: EvalContext) -> Any:
         from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig

@@ -122,6 +122,12 @@ def test_f1_and_split_latents_are_sae_benchs(engines, scores, kind):
         assert ours == [feats.tolist() for feats in theirs[f"sparse_sae_k_{k}_feats"]]
 
 
+def test_both_engines_measure_l0_on_the_same_words(engines):
+    ours, theirs = (engines[name].words(LAYER) for name in ("fast", "reference"))
+    assert torch.equal(ours, theirs)
+    assert len(ours) > 50
+
+
 def test_the_work_is_what_the_formulas_say(engines, scores):
     letters = engines["fast"]._shared[LAYER].letters
     n_train, n_test, n_again = map(len, (letters.x_train, letters.x_test, letters.x_again))
@@ -171,6 +177,9 @@ def test_a_broken_sae_costs_only_its_own_cell(tmp_path, few_words):
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, TypeError)
     assert scored.metrics["n_letters"] == len({u.unit for u in scored.units})
+    (relu,), x = nano.handles("relu"), letters_of(ctx, CFG, LAYER).x_test
+    with torch.no_grad():
+        assert scored.metrics["l0_suite"] == (relu.sae.encode(x) > 0).sum().item() / len(x)
 
 
 @given(

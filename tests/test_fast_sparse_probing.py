@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.context import sae_bench_on
 from bench.counters import counting
-from bench.fast import workload
+from bench.fast import probing, workload
 from bench.fast.probe_data import Split, mean_over_tokens
 from bench.fast.probes import Table, draw, full_accuracies, most_different, top_k_accuracies
 from bench.fast.probing import latents
@@ -86,6 +87,35 @@ def test_the_kinds_differ(on_nano):
     assert max(accuracies) > 0.55
 
 
+@pytest.mark.parametrize("kind", nano.KINDS)
+def test_l0_is_counted_on_the_first_training_texts_of_each_class(on_nano, tmp_path, kind):
+    """By hand: every text alone, so without padding."""
+    (handle,), x = nano.handles(kind), first_texts(nano.context(tmp_path))
+    with torch.no_grad():
+        expected = (handle.sae.encode(x) > 0).sum().item() / len(x)
+    for engine in ("reference", "fast"):
+        assert on_nano[engine][kind].metrics["l0_suite"] == pytest.approx(expected, rel=1e-4)
+    assert kind != "topk" or expected == 6
+
+
+def first_texts(ctx):
+    """[n, d_in] of the first 8 training texts of each class, cut, without special tokens."""
+    from sae_bench.sae_bench_utils import dataset_utils
+    from sae_bench.sae_bench_utils.dataset_info import chosen_classes_per_dataset
+
+    model, found = ctx.model("base"), []
+    special = torch.tensor(model.tokenizer.all_special_ids)
+    for name in DATASETS:
+        with sae_bench_on(ctx, "base"):
+            train, _ = dataset_utils.get_multi_label_train_test_data(name, N_TRAIN, N_TEST, 42)
+        for label in chosen_classes_per_dataset[name]:
+            for text in train[label][:8]:
+                ids = model.to_tokens(text, prepend_bos=True)[:, :T]
+                x = model.run_with_cache(ids, names_filter=[nano.HOOK])[1][nano.HOOK]
+                found.append(x[~torch.isin(ids, special)])
+    return torch.cat(found).detach()
+
+
 def test_the_work_is_what_the_formulas_say(on_nano):
     # N_TRAIN / 2 texts of each class, because a probe compares two
     texts = workload.ProbingTexts(
@@ -139,6 +169,18 @@ def test_an_sae_that_fails_does_not_stop_the_others(tmp_path):
     )
     assert isinstance(bad, Failed) and isinstance(bad.error, ZeroDivisionError)
     assert good.metrics == last.metrics
+
+
+def test_an_sae_whose_l0_cannot_be_measured_does_not_stop_the_others(tmp_path, monkeypatch):
+    def fails_on_b(sae, x):
+        return 1.0 if sae is not broken else 1 / 0
+
+    monkeypatch.setattr(probing, "active_per_token", fails_on_b)
+    ctx, broken = tiny.context(tmp_path), tiny.make_sae()
+    ctx.engine = "fast"
+    first, failed = run(ctx, [tiny.handle("a"), tiny.handle("b", broken)])
+    assert first.metrics["l0_suite"] == 1.0
+    assert isinstance(failed.error, ZeroDivisionError)
 
 
 def test_a_second_run_takes_the_models_part_from_disk(tmp_path):

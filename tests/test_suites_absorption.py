@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import suites.absorption
+from bench.context import patched
 from suites.absorption import AbsorptionSuite
 from tests import tiny
 
@@ -56,6 +60,20 @@ def test_another_seed_draws_other_words(tmp_path, few_words):
     ctx, other = tiny.context(tmp_path / "1"), tiny.context(tmp_path / "2")
     other.seed = 43
     assert run(ctx, tiny.handle("a"))[0].units != run(other, tiny.handle("a"))[0].units
+
+
+def test_l0_is_counted_at_the_words_that_sae_bench_tests_its_probe_on(tmp_path, few_words):
+    ctx, handle = tiny.context(tmp_path), tiny.handle("a")
+    (scored,) = run(ctx, handle)
+    (file,) = ctx.artifacts.rglob("data.npz")
+    x = torch.from_numpy(np.load(file)["X_test"])
+    with torch.no_grad():
+        expected = (handle.sae.encode(x) > 0).sum().item() / len(x)
+    assert scored.metrics["l0_suite"] == expected
+    with patched(suites.absorption, "L0_WORDS", 3):
+        (few,) = run(ctx, handle)
+    with torch.no_grad():
+        assert few.metrics["l0_suite"] == (handle.sae.encode(x[:3]) > 0).sum().item() / 3
 
 
 def test_caches_stay_out_of_the_installed_package(tmp_path, few_words):

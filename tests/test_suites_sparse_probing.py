@@ -27,6 +27,7 @@ def test_the_place_in_the_list_changes_nothing(tmp_path):
     assert first.metrics == again.metrics
     assert first.units == again.units
     assert dead.metrics["sae_top_1_test_accuracy"] == 0.5
+    assert dead.metrics["l0_suite"] == 0 < first.metrics["l0_suite"]
     assert dead.invalid == "no latent ever fires (L0 = 0)"
     assert first.invalid is None
 

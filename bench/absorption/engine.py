@@ -10,6 +10,7 @@ from bench.models import DType
 from bench.suite import SaeHandle
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformer_lens import HookedTransformer
 
 
@@ -31,6 +32,10 @@ class AbsorptionEngine(Protocol):
 
     def scores(self, handle: SaeHandle) -> Scores:
         """sae_bench's result for this SAE."""
+        ...
+
+    def words(self, layer: int) -> "Tensor":
+        """[n_test, d_in] the words that probes are tested on, drawn at random, in prompts."""
         ...
 
 

@@ -63,6 +63,10 @@ class Fast:
             raw = self._raw(handle, self._details(handle.sae, shared, split))
         return Scores(raw, work.recorded(shared.work))
 
+    def words(self, layer: int) -> "Tensor":
+        """[n_test, d_in]"""
+        return self._shared[layer].letters.x_test
+
     def _split(self, sae: Any, letters: Letters) -> list[list[int]]:
         """The latents of each letter."""
         per_call, max_k = self.cfg.k_sparse_probe_batch_size, self.cfg.max_k_value

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.absorption.config import AbsorptionConfig, for_saebench, too_few
 from bench.absorption.engine import Scores, seeded
@@ -13,26 +13,37 @@ from bench.context import EvalContext, patched, sae_bench_result
 from bench.counters import counting
 from bench.suite import SaeHandle
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Reference:
     """sae_bench evaluates one SAE at a time; only the letter probes are shared."""
 
     def __init__(self, ctx: EvalContext, cfg: AbsorptionConfig):
         self.ctx, self.cfg = ctx, cfg
+        self._words: dict[int, Tensor] = {}
 
     def prepare(self, layer: int) -> None:
         """Train sae_bench's letter probes once per layer, so that no SAE's draws depend on it."""
-        from sae_bench.evals.absorption.common import load_or_train_probe
+        from sae_bench.evals.absorption import common
 
+        if layer in self._words:
+            return
+        where: Any = {
+            "base_template": self.cfg.prompt_template,
+            "pos_idx": self.cfg.prompt_token_pos,
+            "layer": layer,
+            "probes_dir": _root(self.ctx) / "probes",
+        }
         with seeded(self.ctx) as model:
-            load_or_train_probe(
-                model,
-                base_template=self.cfg.prompt_template,
-                pos_idx=self.cfg.prompt_token_pos,
-                layer=layer,
-                probes_dir=_root(self.ctx) / "probes",
-                device=self.ctx.device,
-            )
+            common.load_or_train_probe(model, device=self.ctx.device, **where)
+            test = common.load_probe_data_split_or_train(model, split="test", device="cpu", **where)
+        self._words[layer] = test[0]
+
+    def words(self, layer: int) -> "Tensor":
+        """[n_test, d_in]"""
+        return self._words[layer]
 
     def scores(self, handle: SaeHandle) -> Scores:
         """What sae_bench wrote for this SAE."""

@@ -12,10 +12,11 @@ so that they do not depend on its place in the list. What differs:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.context import EvalContext
 from bench.counters import Work
+from bench.fast.l0 import active_per_token, first_tokens
 from bench.fast.part import Part
 from bench.fast.probe_data import (
     Activations,
@@ -47,11 +48,21 @@ class Probed:
     part: Part
     generator: "Generator"
     by_dataset: dict[str, Accuracies] = field(default_factory=dict)
+    l0: float | None = None
+    """On the inputs; None until it is measured."""
+
+
+class AllProbed(NamedTuple):
+    """What came out of all data sets."""
+
+    saes: list[Probed]
+    inputs: "Tensor"
+    """[n, d_in] the tokens that L0 is measured on, on the CPU."""
 
 
 def probe_all(
     ctx: EvalContext, cfg: Any, hook: str, saes: Sequence[tuple[SaeHandle, Any]], total: Work
-) -> list[Probed]:
+) -> AllProbed:
     """Every SAE (handle, SAE in the model's precision) of one hook on every data set.
 
     `cfg` is sparse_probing's Config; `total` counts what the model, SAEs and probes do.
@@ -69,13 +80,22 @@ def probe_all(
         Probed(handle, sae, Part(total), torch.Generator().manual_seed(ctx.seed))
         for handle, sae in saes
     ]
+    inputs = []
     for name in cfg.dataset_names:
         acts = activations(ctx, hook, name, settings)
+        inputs.append(first_tokens(acts.train))
         llm = model_accuracies(ctx, hook, name, settings, cfg.k_values, acts)
         for one in (p for p in probed if p.part.error is None):
             with one.part:
                 one.by_dataset[name] = _accuracies(cfg, one, acts, llm)
-    return probed
+    return AllProbed(probed, torch.cat(inputs))
+
+
+def measure_l0(probed: AllProbed) -> None:
+    """Set `l0` of every SAE that has not failed; one that fails here does not stop the others."""
+    for one in (p for p in probed.saes if p.part.error is None):
+        with one.part:
+            one.l0 = active_per_token(one.sae, probed.inputs)
 
 
 def _accuracies(cfg: Any, one: Probed, acts: Activations, llm: Accuracies) -> Accuracies:
