@@ -122,7 +122,6 @@ def test_a_run_with_a_failed_cell_exits_1(pipeline):
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bench.preflight.check", lambda *args: None)
     done = call("run", "--dry-run")
     assert done.exit_code == 0, done.output
     assert "6 SAEs of 1536 latents" in done.output

@@ -1,5 +1,6 @@
 """What would fail after hours is refused in seconds, everything at once."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -85,6 +86,21 @@ def test_a_full_disk_is_seen_before_the_work(problems, monkeypatch):
 def test_a_run_folder_below_a_file_is_refused(problems, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file" in problems(out=tmp_path / "file" / "run")
+
+
+def test_a_run_folder_whose_name_no_file_system_takes_is_refused(problems, tmp_path):
+    # some complain when they look for it, others only when they make it
+    out = str(tmp_path / ("x" * 300))
+    assert problems(out=tmp_path / ("x" * 300)).startswith(f"out={out!r}: ")
+
+
+@pytest.mark.parametrize("name", ["run", "."], ids=["made", "there"])
+def test_a_folder_that_may_not_be_written_to_is_refused(problems, tmp_path, monkeypatch, name):
+    def is_allowed(path, mode):  # root may write anywhere
+        return path != tmp_path
+
+    monkeypatch.setattr(os, "access", is_allowed)
+    assert f"{tmp_path} may not be written to; fix: " in problems(out=tmp_path / name)
 
 
 def test_settings_that_the_plugin_refuses_are_refused(problems, plugins):

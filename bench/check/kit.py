@@ -154,7 +154,8 @@ def _state(changed: list[str]) -> list[Finding]:
 def preflight_problems(name: str, settings: dict[str, Any], cache: Path) -> Iterator[str]:
     """What a quick check of a variant finds wrong, one line each; a pass is remembered.
 
-    `cache` is a folder that runs share. The key holds the sources of the variant, of its base and
+    `cache` is a folder that runs share; where the folder that holds it does not exist yet, it is not
+    made: a dry run writes nothing. The key holds the sources of the variant, of its base and
     of the kit, and the versions of packages, so that nothing stale is believed.
     """
     from bench.files import write_atomic
@@ -175,5 +176,6 @@ def preflight_problems(name: str, settings: dict[str, Any], cache: Path) -> Iter
     failed = [f for f in report.failed if not (settings and f.point in DEPEND_ON_STRENGTH)]
     for finding in failed:
         yield f"variant {name!r}: {finding.point}: {finding.message}; fix: {finding.fix}"
-    if not failed:
-        write_atomic(passed, "")
+    if not failed and cache.parent.is_dir():
+        with contextlib.suppress(OSError):  # remembering only saves time; others say what is wrong
+            write_atomic(passed, "")

@@ -1,7 +1,9 @@
 """The device, its precision, memory and disk."""
 
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench import memory, precision
 from bench.doctor.report import Check
@@ -51,16 +53,32 @@ def dtype(subject: Subject) -> Check:
 def disk(subject: Subject) -> Check:
     """Room for what the run writes."""
     out = subject.out
-    existing = next(p for p in [out, *out.resolve().parents] if p.exists())
-    if not existing.is_dir():
-        message = f"out={str(out)!r}: {existing} is a file"
-        return Check("disk", "fail", message, "give another --out")
+    try:
+        # finished cells and caches go beside the run folder
+        existing = _existing(out.resolve())
+        problem = _unusable(existing) or _unusable(_existing(out.resolve().parent))
+    except OSError as error:  # a name that no file system takes
+        existing, problem = out, error.strerror
+    if problem:
+        return Check("disk", "fail", f"out={str(out)!r}: {problem}", "give another --out")
     free, need = shutil.disk_usage(existing).free, disk_bytes(subject.config, subject.spec)
     if free < need:
         message = f"out={str(out)!r}: {free / GB:.1f} GB free, needs {need / GB:.1f} GB"
         fix = "give --out on another disk, or lower activation_cache_gb and eval_cache_gb"
         return Check("disk", "fail", message, fix)
     return Check("disk", "pass", f"{free / GB:.1f} GB free, needs about {need / GB:.1f} GB")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest of its parents that is there. Raises OSError for an illegal name."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _unusable(path: Path) -> str | None:
+    """Why nothing can be written below an existing path."""
+    if not path.is_dir():
+        return f"{path} is a file"
+    return None if os.access(path, os.W_OK | os.X_OK) else f"{path} may not be written to"
 
 
 def ram(subject: Subject) -> Check:
