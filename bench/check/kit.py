@@ -154,8 +154,8 @@ def _state(changed: list[str]) -> list[Finding]:
 def preflight_problems(name: str, settings: dict[str, Any], cache: Path) -> Iterator[str]:
     """What a quick check of a variant finds wrong, one line each; a pass is remembered.
 
-    `cache` is a folder that runs share; where the folder that holds it does not exist yet, it is not
-    made: a dry run writes nothing. The key holds the sources of the variant, of its base and
+    `cache` is a folder that runs share; where the folder that holds it does not exist yet, it is
+    not made: a dry run writes nothing. The key holds the sources of the variant, of its base and
     of the kit, and the versions of packages, so that nothing stale is believed.
     """
     from bench.files import write_atomic
