@@ -124,7 +124,7 @@ class Suite(ABC):
 
     @abstractmethod
     def run(self, ctx: "EvalContext", saes: list[SaeHandle]) -> Iterator[Answer]:
-        """One result per SAE, in order. An exception fails the cell it was raised in.
+        """One result per SAE, in order, by its label. An exception fails the cell it was raised in.
 
         After an exception the suite is run again on the SAEs behind it; where they share work,
         `Failed` in place of a result spares that. `ctx.engine` says which functions compute.

@@ -19,13 +19,13 @@ from bench.executor import CANNOT_WRITE, LIFELINE_ENV, NOT_WRITTEN, SCRATCH, Sui
 from bench.files import write_atomic
 from bench.keys import versions
 from bench.ledger import PlannedCell
-from bench.result import Cell, MetricValue, State, UnitValue
+from bench.result import CELL_FILE, Cell, MetricValue, State, UnitValue
 from bench.strict import build
-from bench.suite import Failed, Skipped
+from bench.suite import Failed, Scored, Skipped
 
 if TYPE_CHECKING:
     from bench.context import EvalContext
-    from bench.suite import Metric, SaeHandle, Scored, Suite
+    from bench.suite import Metric, SaeHandle, Suite
 
 LOG = logging.getLogger("bench.worker")
 SAE_BENCH_FILE = "saebench.json"
@@ -81,25 +81,36 @@ def _evaluate(
         else:
             _fail(job, one[0], error, adjusted)
 
+    def fail_silent() -> None:
+        fail(RuntimeError(f"suite {job.suite!r} gave no result for this SAE"))
+
     results = suite.run(ctx, [handle for _, handle in ready])
     while ready:
         try:
-            scored = next(results)
+            answer = next(results)
         except StopIteration:
-            fail(RuntimeError(f"suite {job.suite!r} gave no result for this SAE"))
+            fail_silent()
             continue
         except Exception as error:  # the generator is over: go on with the SAEs behind this one
             fail(error)
             break
-        if isinstance(scored, Failed):
-            fail(scored.error)
+        if not isinstance(answer, Scored | Failed | Skipped):
+            fail(TypeError(f"suite {job.suite!r} gave {answer!r}, which is no result"))
+            break
+        if answer.label not in [cell.sae.label for cell, _ in ready]:
+            LOG.warning("%s: a result for %r, not asked for", job.suite, answer.label)
+            continue
+        while ready[0][0].sae.label != answer.label:  # never take one SAE's numbers for another's
+            fail_silent()
+        if isinstance(answer, Failed):
+            fail(answer.error)
             continue
         cell, _ = ready.pop(0)
-        if isinstance(scored, Skipped):
-            _skip(job, cell, scored.reason)
+        if isinstance(answer, Skipped):
+            _skip(job, cell, answer.reason)
         else:
-            LOG.info("%s on %s: %.1f s", job.suite, scored.label, scored.wall_s)
-            _write(job, cell, scored, suite.metrics, adjusted)
+            LOG.info("%s on %s: %.1f s", job.suite, answer.label, answer.wall_s)
+            _write(job, cell, answer, suite.metrics, adjusted)
     if too_large:
         backoff.free_memory()
     return too_large
@@ -108,7 +119,7 @@ def _evaluate(
 def to_cell(
     job: SuiteJob,
     planned: PlannedCell,
-    scored: "Scored",
+    scored: Scored,
     declared: "tuple[Metric, ...]",
     adjusted: dict[str, int] | None = None,
 ) -> Cell:
@@ -119,6 +130,9 @@ def to_cell(
     undeclared = sorted(set(scored.metrics) - {m.name for m in declared})
     if undeclared:
         raise ValueError(f"suite {job.suite!r} does not declare {', '.join(undeclared)}")
+    for unit in scored.units:
+        if problem := _illegal(unit.value):
+            raise ValueError(f"{unit.metric} of {unit.unit_kind} {unit.unit!r} {problem}")
     values = tuple(_checked(metric, scored) for metric in declared)
     state, reason = _state(values, scored)
     return Cell(
@@ -139,12 +153,12 @@ def to_cell(
     )
 
 
-def _checked(metric: "Metric", scored: "Scored") -> MetricValue:
+def _checked(metric: "Metric", scored: Scored) -> MetricValue:
     value = scored.metrics.get(metric.name)
     note = scored.reasons.get(metric.name, "")
     reason = note or "the suite gave no value"
-    if value is not None and not math.isfinite(value):
-        value, reason = None, f"is {value}"
+    if value is not None and (problem := _illegal(value)):
+        value, reason = None, problem
     elif value is not None and not metric.low <= value <= metric.high:
         value, reason = None, f"{value:g} is outside [{metric.low:g}, {metric.high:g}]"
     return MetricValue(
@@ -152,7 +166,14 @@ def _checked(metric: "Metric", scored: "Scored") -> MetricValue:
     )
 
 
-def _state(values: tuple[MetricValue, ...], scored: "Scored") -> tuple[State, str]:
+def _illegal(value: object) -> str | None:
+    """What is wrong with a value that JSON has to hold as a number."""
+    if not isinstance(value, int | float):
+        return f"is of type {type(value).__name__}, not a number"
+    return None if math.isfinite(value) else f"is {value}"
+
+
+def _state(values: tuple[MetricValue, ...], scored: Scored) -> tuple[State, str]:
     if scored.invalid:
         return "invalid", scored.invalid
     missing = [f"{v.name}: {v.reason}" for v in values if v.headline and v.value is None]
@@ -162,7 +183,7 @@ def _state(values: tuple[MetricValue, ...], scored: "Scored") -> tuple[State, st
 def _write(
     job: SuiteJob,
     planned: PlannedCell,
-    scored: "Scored",
+    scored: Scored,
     metrics: "tuple[Metric, ...]",
     adjusted: dict[str, int],
 ) -> None:
@@ -172,6 +193,8 @@ def _write(
         if scored.saebench is not None:
             files = files | {SAE_BENCH_FILE: scored.saebench}
         for name, content in files.items():
+            if Path(name).name != name or not name.strip(".") or name == CELL_FILE:
+                raise ValueError(f"suite {job.suite!r}: {name!r} is no name for a file of a cell")
             write_atomic(planned.folder / name, json.dumps(content, indent=1))
         planned.save(cell)
     except OSError:

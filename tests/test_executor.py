@@ -223,6 +223,7 @@ def test_an_exception_fails_one_cell_and_the_others_go_on(evaluate):
     [
         (1.5, "score: 1.5 is outside [0, 1]"),
         (float("nan"), "score: is nan"),
+        ("0.5", "score: is of type str, not a number"),
         (None, "score: the suite gave no value"),
     ],
 )
@@ -241,6 +242,60 @@ def test_a_suite_that_stops_early_leaves_no_cell_without_a_state(evaluate):
     cells = evaluate(Short())
     assert [c.state for c in cells] == ["ok", "failed", "failed"]
     assert "gave no result" in cells[2].reason
+
+
+def test_an_sae_left_out_does_not_get_the_numbers_of_the_next(evaluate):
+    class Forgetful(FakeSuite):
+        def run(self, ctx, saes):
+            yield from [scored for scored in super().run(ctx, saes) if scored.label != "a"]
+
+    cells = evaluate(Forgetful(b=0.25))
+    assert [c.state for c in cells] == ["failed", "ok", "ok"]
+    assert "gave no result" in cells[0].reason
+    assert [c.metrics[0].value for c in cells[1:]] == [0.25, 0.5]
+
+
+def test_a_result_that_nobody_asked_for_is_nobodys(evaluate):
+    class Talkative(FakeSuite):
+        def run(self, ctx, saes):
+            for scored in super().run(ctx, saes):
+                yield scored
+                yield scored._replace(metrics={"score": 0.0})  # of one that has its result
+                yield scored._replace(label="other", metrics={"score": 0.0})
+
+    cells = evaluate(Talkative())
+    assert [(c.state, c.metrics[0].value) for c in cells] == [("ok", 0.5)] * 3
+
+
+def test_an_answer_that_is_no_result_fails_one_cell(evaluate):
+    class Odd(FakeSuite):
+        def run(self, ctx, saes):
+            for scored in super().run(ctx, saes):
+                yield {"score": 0.5} if scored.label == "b" else scored
+
+    cells = evaluate(Odd())
+    assert [c.state for c in cells] == ["ok", "failed", "ok"]
+    assert "which is no result" in cells[1].reason
+
+
+def test_a_unit_without_a_number_is_named(evaluate):
+    class Part(FakeSuite):
+        def run(self, ctx, saes):
+            for scored in super().run(ctx, saes):
+                yield scored._replace(units=[Unit("score", "letter", "q", float("nan"), 4)])
+
+    assert evaluate(Part())[0].reason == "ValueError: score of letter 'q' is nan"
+
+
+@pytest.mark.parametrize("name", ["../escaped.json", "/tmp/escaped.json", "..", "", CELL_FILE])
+def test_a_suites_files_stay_beside_the_cell(tmp_path, evaluate, name):
+    class Writer(FakeSuite):
+        def run(self, ctx, saes):
+            for scored in super().run(ctx, saes):
+                yield scored._replace(files={name: {}})
+
+    assert "is no name for a file of a cell" in evaluate(Writer())[0].reason
+    assert not list(tmp_path.rglob("escaped.json"))
 
 
 def test_a_metric_nobody_declared_is_refused(evaluate):
