@@ -47,8 +47,11 @@ def validate(config: RunConfig) -> None:
 
 
 def _check_run(config: RunConfig) -> None:
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", config.name):
-        raise UserError(f"name={config.name!r}: must be a folder name of letters, digits, . _ -")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", config.name):  # .store and .cache lie beside it
+        raise UserError(
+            f"name={config.name!r}: must be a folder name of at most 100 letters, digits, . _ -, a "
+            "letter or digit first"
+        )
     if not config.variants:
         raise UserError("variants=[]: name at least one, see `list variants`")
     if not config.suites:
@@ -68,7 +71,10 @@ def _check_run(config: RunConfig) -> None:
         _check_range(name, seed, 0, 2**32 - 1)  # what numpy's seed accepts
     _check_range("workers", config.workers, 1, 1024)
     _check_range("activation_cache_gb", config.activation_cache_gb, 0.0, float("inf"))
+    _check_range("eval_cache_gb", config.eval_cache_gb, 0.0, float("inf"))
     _check_range("cell_timeout_s", config.cell_timeout_s, 1.0, float("inf"))
+    if config.mirror == "":
+        raise UserError("mirror='': must be a folder; leave it out to use the hub")
     if config.d_in is not None:
         _check_range("d_in", config.d_in, 1, float("inf"))
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", config.device):
