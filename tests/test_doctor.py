@@ -84,6 +84,7 @@ def test_a_corpus_that_the_config_names_must_exist(subject, tmp_path):
     own = subject(suites={"unlearning": {"forget": str(path)}})
     (check,) = data.local_files(own, "unlearning")
     assert check.state == "fail" and check.suites == ("unlearning",)
+    assert check in list(data.checks(own))  # in the nano world, too
     path.write_bytes(b"PAR1")
     assert states(data.local_files(own, "unlearning")) == {f"data {path.name}": "pass"}
 
@@ -126,6 +127,16 @@ def test_the_words_position_is_found_where_it_is_wrong():
     wrong = tokens.word_position("absorption", cfg, tiny.tokenizer())
     assert wrong.state == "fail" and wrong.suites == ("absorption",)
     assert "' has'" in wrong.message and wrong.fix == "`prompt_token_pos: -6`"
+
+
+@pytest.mark.parametrize(
+    "template", ["{letter}", "{}", "{word", "{word!z}", "{word.x}", "{word:d}"]
+)
+def test_a_template_that_takes_no_word_is_told(template):
+    cfg = SimpleNamespace(prompt_template=template, prompt_token_pos=-6)
+    check = tokens.word_position("absorption", cfg, tiny.tokenizer())
+    assert check.state == "fail" and "{word}" in check.fix
+    assert check.message.startswith(f"suites.absorption.prompt_template={template!r}: ")
 
 
 def test_a_chat_template_that_asks_nothing_is_refused():

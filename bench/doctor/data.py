@@ -22,6 +22,8 @@ ASKING = 8
 
 def checks(subject: Subject) -> Iterator[Check]:
     """One check per data set. Only the hub's answers take time, and they come together."""
+    for suite in subject.config.suites:
+        yield from local_files(subject, suite)
     if subject.spec.world == "nano":
         n = len(subject.config.suites)
         yield Check("data", "pass", f"embedded: text to train on, data of {n} suites")
@@ -34,8 +36,6 @@ def checks(subject: Subject) -> Iterator[Check]:
         yield from pool.map(
             lambda path: data_set(subject, path, by_path[path], _wanted_by(path, needs)), by_path
         )
-    for suite in subject.config.suites:
-        yield from local_files(subject, suite)
     if sources.active().mirror is not None or is_offline():
         for note in needs.notes:
             message, _, fix = note.partition(": ")

@@ -34,6 +34,12 @@ def word_position(suite: str, settings: Any, tokenizer: Any) -> Check:
     "double-check token_pos matches prompting_template for other tokenizers").
     """
     template, position = settings.prompt_template, settings.prompt_token_pos
+    try:
+        template.format(word="")
+    except (LookupError, ValueError, AttributeError) as error:
+        message = f"suites.{suite}.prompt_template={template!r}: is no template: {error}"
+        fix = "`{word}` where the word goes, and no other braces"
+        return Check("word position", "fail", message, fix, (suite,))
     words = _words(tokenizer)
     if not words:
         message = f"suites.{suite}: the tokenizer has no words of letters"
