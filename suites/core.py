@@ -18,6 +18,7 @@ from bench.context import (
 )
 from bench.counters import Work, counting
 from bench.fast.part import Bill, bills
+from bench.limits import at_least
 from bench.moments import Corrections, counted, divergence
 from bench.suite import DataNeed, Failed, Metric, SaeHandle, Scored, Suite, text_need
 
@@ -81,6 +82,11 @@ class CoreSuite(Suite):
         """Hub id of the text."""
         exclude_special_tokens_from_reconstruction: bool = False
         """Keep the model's own activations at BOS, EOS and padding."""
+
+        def __post_init__(self) -> None:
+            at_least(self, 1, "batch_size_prompts", "n_eval_reconstruction_batches")
+            at_least(self, 1, "n_eval_sparsity_variance_batches")
+            at_least(self, 2, "context_size")  # the loss is that of a next token
 
     metrics = (
         Metric(

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.context import EvalContext, l0
+from bench.limits import above, at_least, at_most, distinct
 from bench.suite import Answer, DataNeed, Failed, SaeHandle, Scored, Skipped, Suite
 from bench.unlearning import scores
 from bench.unlearning.config import CORPUS
 from bench.unlearning.deletion import word_deletion
 from bench.unlearning.engine import UnlearningEngine, make_engine
+from bench.unlearning.grid import HAZARD, side_sets
 from bench.unlearning.needs import needs
 from bench.unlearning.questions import TooFewQuestions
 
@@ -52,6 +54,20 @@ class UnlearningSuite(Suite):
         """What is to be forgotten: a data set, or a .jsonl or .parquet file; column `text`."""
         retain: str = "wikitext"
         """What is to be kept, likewise."""
+
+        def __post_init__(self) -> None:
+            at_least(self, 1, "dataset_size", "llm_batch_size", "min_questions", "n_features_list")
+            at_least(self, 2, "seq_len")
+            at_least(self, 0, "multipliers", "relative_multipliers")  # 0 takes the latent away
+            above(self, 0, "retain_thresholds")
+            at_most(self, 1, "retain_thresholds")
+            distinct(self, "retain_thresholds", "n_features_list")
+            distinct(self, "multipliers", "relative_multipliers", "dataset_names")
+            if HAZARD not in self.dataset_names or not side_sets(self.dataset_names):
+                raise ValueError(
+                    f"dataset_names={list(self.dataset_names)}: must have {HAZARD!r}, and at least "
+                    "one set of what is to be kept"
+                )
 
     metrics = scores.declared()
     side = "instruct"

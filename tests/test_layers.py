@@ -17,6 +17,7 @@ MAY_IMPORT = {
         "bench.context",
         "bench.ops",
         "bench.word_deletion",
+        "bench.limits",
         "bench.moments",
         "bench.counters",
         "bench.fast",
