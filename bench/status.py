@@ -60,7 +60,7 @@ class Status:
         return [
             f"{'run':<10}{record.run}, {self._told()}",
             *([f"{'reason':<10}{record.reason}"] if record.reason else []),
-            *(self._stage() if not self.is_over else []),
+            *(self._stage() if self.state == "running" else []),  # else it is of the run before
             f"{'SAEs':<10}{_counted(self._counts('saes'))}",
             f"{'cells':<10}{_counted(self._counts('cells'))}",
             *_at_most(f"failed    SAE {s.label}: {s.reason}" for s in record.saes if _is_bad(s)),

@@ -166,11 +166,12 @@ def test_a_killed_run_is_told_by_its_missing_lock(out):
 def test_a_run_that_checks_what_it_was_given_is_starting(out):
     with locked(out):
         assert status.read(out).state == "starting"
-    with kept(out, "mine", Holder(1, "elsewhere")):
-        pass
+    with kept(out, "mine", Holder(1, "elsewhere")) as book:
+        book.noting(quiet)("train", 1, 2)
     with locked(out) as holder:  # the ledger is still that of the run before
         seen = status.read(out)
         assert seen.state == "starting"
+        assert not any(line.startswith("stage") for line in seen.lines())
         assert (seen.record.pid, seen.record.host) == holder
 
 
