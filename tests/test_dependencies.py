@@ -217,7 +217,7 @@ EDITS: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "data_seed": (1, EVERY),
     "eval_seed": (1, EVERY),
     "seeds": ((5,), EVERY),
-    "engine": ("fast", BASE),
+    "engine": ("reference", BASE),
     "device": ("mps", EVERY),
     "dtype": ("bfloat16", EVERY),
     "workers": (1, set()),
