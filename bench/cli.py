@@ -325,7 +325,8 @@ def data_status(
 
     items = status_of_config(config, mirror, plugins=plugins)
     shown = [item._asdict() for item in items]
-    click.echo(json.dumps(shown, indent=1) if as_json else "\n".join(i.line() for i in items))
+    told = [item.line() for item in items] or ["nothing is needed: all is embedded or local"]
+    click.echo(json.dumps(shown, indent=1) if as_json else "\n".join(told))
     if any(item.state != "ok" for item in items):
         sys.exit(SOME_CELL_FAILED)
 

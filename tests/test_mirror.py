@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.cli import main
 from bench.errors import UserError
 from bench.mirror import manifest as mirror
 from bench.mirror import table
@@ -20,6 +22,7 @@ from bench.needs import DataNeed, merged
 from bench.requirements import ModelNeed, Needs
 from tests.fake_hub import FolderSource
 
+NANO = Path(__file__).parents[1] / "configs" / "nano.yaml"
 TEXTS = DataNeed("o/texts", columns=("text",), n_chars=1_000)
 MODEL = ModelNeed("m", "o/model")
 
@@ -334,10 +337,6 @@ def test_two_needs_of_a_file_become_one_that_covers_both(one, other):
 
 
 def test_damage_is_told_by_the_command(go):
-    from click.testing import CliRunner
-
-    from bench.cli import main
-
     go(needs(TEXTS))
     whole = CliRunner().invoke(main, ["data", "verify", str(go.root)])
     assert (whole.exit_code, "whole" in whole.output) == (0, True)
@@ -348,3 +347,20 @@ def test_damage_is_told_by_the_command(go):
     assert list(verify(go.root)) == [
         Damage("datasets/o/texts/train.jsonl", "has 0 bytes instead of 1260")
     ]
+
+
+def test_a_config_that_needs_nothing_makes_a_mirror_all_the_same(tmp_path):
+    config, root = str(NANO), tmp_path / "mirror"
+    fetched = CliRunner().invoke(main, ["data", "fetch", config, "--mirror", str(root)])
+    assert fetched.exit_code == 0 and "nothing to fetch" in fetched.output
+    asked = CliRunner().invoke(main, ["data", "status", config, "--mirror", str(root)])
+    assert asked.exit_code == 0 and "nothing is needed" in asked.output
+    assert list(verify(root)) == []
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_a_mirror_that_cannot_be_made_is_one_line(tmp_path, below):
+    (tmp_path / "file").touch()
+    root = str(tmp_path / "file" / below)
+    done = CliRunner().invoke(main, ["data", "fetch", str(NANO), "--mirror", root])
+    assert done.exit_code == 2 and f"error: mirror={root!r}: " in done.output

@@ -40,7 +40,10 @@ def fetch_config(
         raise UserError(f"--file {unused[0]}=...: {config} does not read a data set of that name")
     if not needs.models and not needs.data:
         say("nothing to fetch: everything that this config needs is embedded or local")
-    return fetch(needs, root, source or HubSource(trust_remote_code=trust), given, say)
+    try:
+        return fetch(needs, root, source or HubSource(trust_remote_code=trust), given, say)
+    except OSError as error:  # no such folder can be made, or the disk is full
+        raise UserError(f"mirror={str(root)!r}: {error}; what is there is kept") from error
 
 
 def status_of_config(

@@ -44,6 +44,7 @@ def fetch(needs: Needs, root: Path, source: Source, files: dict[str, str], say: 
         else:
             _attempt(problems, lambda need=need: _data(need, root, source, say))
     if not problems:
+        mirror.write(root, mirror.read_or_new(root))  # a mirror, also where nothing was needed
         shutil.rmtree(root / UNFINISHED, ignore_errors=True)
     return list(dict.fromkeys(problems))
 
