@@ -158,8 +158,8 @@ def _from_folder(folder: Path) -> Any:
     except SafetensorError as error:
         path = folder / SAELENS_WEIGHTS_FILE
         raise UserError(f"{path}: is not a safetensors file: {error}") from error
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        text = " ".join(str(error).split())
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"SAELens folder {str(folder)!r}: cannot be loaded: {text}") from error
 
 
@@ -224,6 +224,9 @@ def _check_usable(sae: Any, where: str) -> None:
     kind = sae.cfg.architecture()
     if getattr(sae, "W_enc", None) is None:
         raise UserError(f"{where}: a {kind} has no W_enc, which core and absorption read")
+    for name, value in sae.state_dict().items():
+        if not value.isfinite().all():
+            raise UserError(f"{where}: {name} holds NaN or infinite numbers")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(N_TRIED, sae.cfg.d_in, generator=generator).to(sae.device, sae.dtype)
     try:
@@ -232,6 +235,8 @@ def _check_usable(sae: Any, where: str) -> None:
             same = torch.allclose(together, alone, rtol=UNIT, atol=UNIT)
     except (ValueError, RuntimeError, IndexError):
         same = False  # it takes whole contexts only
+    except TypeError as error:  # a setting of its cfg.json that sae_lens does not check
+        raise UserError(f"{where}: a {kind} that cannot encode: {error}") from error
     if not same:
         raise UserError(
             f"{where}: a {kind} encodes a token by those around it, but absorption passes single "

@@ -58,12 +58,13 @@ def train_all(
     if todo:
         stream = _open(config, spec, hub, out, [e for e, _ in todo], progress)
         job = Job(config, spec, stream, out, progress)
+        for entry, folder in todo:  # what cannot be imported is told before hours of training
+            if isinstance(entry, ImportedEntry):
+                job.import_sae(entry, folder)
         _train(job, [(e, f) for e, f in todo if isinstance(e, TrainedEntry)])
         for entry, folder in todo:
             if isinstance(entry, ControlEntry):
                 job.make_control(entry, folder)
-            elif isinstance(entry, ImportedEntry):
-                job.import_sae(entry, folder)
     return folders
 
 

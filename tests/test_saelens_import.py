@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from safetensors.torch import load_file, save_file
 
 from bench import checkpoint, registry, saelens_import
 from bench.config import RunConfig, SaelensConfig, TrainConfig, VariantConfig
 from bench.datasets import LocalHub
+from bench.doctor import plugins
+from bench.doctor.subject import Subject
 from bench.errors import UserError
 from bench.importer import import_path
 from bench.models import resolve
@@ -126,6 +131,50 @@ def test_an_sae_of_another_width_is_refused(tmp_path):
     path.write_text(path.read_text().replace(f'"d_in": {D_IN}', '"d_in": 7'))
     with pytest.raises(UserError, match=f"is 7 wide, {tiny.HOOK} of nano is {D_IN}"):
         saelens_import.check(what, tiny.pair()[0], tiny.HOOK)
+
+
+def broken_weights(folder: Path) -> None:
+    path = folder / checkpoint.SAELENS_WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def no_numbers(folder: Path) -> None:
+    path = folder / checkpoint.SAELENS_WEIGHTS_FILE
+    save_file({name: p * float("nan") for name, p in load_file(path).items()}, path)
+
+
+def edited(field: str, value: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / checkpoint.SAELENS_CONFIG_FILE
+        path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (broken_weights, "is not a safetensors file"),
+        (no_numbers, "holds NaN or infinite numbers"),
+        (edited("architecture", "evil"), "cannot be loaded: KeyError: 'evil'"),
+        (edited("d_sae", 7), "cannot be loaded: RuntimeError: "),
+        (edited("k", "many"), "a topk that cannot encode: "),
+    ],
+)
+def test_a_damaged_sae_is_one_line_for_the_doctor_and_before_any_training(
+    damage, says, tmp_path, monkeypatch
+):
+    what = saved(tmp_path / "theirs", theirs("topk"))
+    damage(tmp_path / "theirs")
+    spec = tiny.pair()[0]
+    monkeypatch.setattr("bench.doctor.subject.resolve", lambda *names: spec)
+    found = {check.name: check for check in plugins.checks(Subject(config(what), tmp_path / "run"))}
+    assert found["SAEs"].state == "fail" and says in found["SAEs"].message
+    assert "\n" not in found["SAEs"].message
+
+    monkeypatch.setattr("bench.train._train", lambda *args: pytest.fail("trains"))
+    with pytest.raises(UserError, match=re.escape(says)):
+        train_all(config(what), spec, LocalHub(tiny.data()), tmp_path / "run", lambda *args: None)
 
 
 def test_what_cannot_be_folded_is_refused(tmp_path):

@@ -86,6 +86,13 @@ def _roster(subject: Subject) -> Iterator[str]:
         roster(subject.config, subject.spec, data_revision="")
     except UserError as error:
         yield str(error)
+        return
+    for foreign in subject.config.saelens:
+        try:
+            if foreign.path is not None:  # what is on the hub is not fetched for this
+                saelens_import.load(foreign)
+        except UserError as error:
+            yield str(error)
 
 
 def _loggers(subject: Subject) -> Iterator[str]:
