@@ -107,7 +107,7 @@ def test_a_search_for_a_knob_counts_its_first_pilots():
 
 def test_suites_take_what_their_earlier_cells_took(tmp_path: Path):
     for i, wall_s in enumerate((1.0, 2.0, 9.0)):
-        one = cells.cell("core", wall_s=wall_s, cell_key=f"core-{i}")
+        one = cells.cell("core", wall_s=wall_s, cell_key=f"core-{i}", engine=CONFIG.engine)
         one.save(tmp_path / STORE / one.cell_key)
     found = estimate.hours(CONFIG, NANO, tmp_path / "run")
     assert found is not None
