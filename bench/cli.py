@@ -33,6 +33,11 @@ class Commands(click.Group):
         except RunStopped as error:
             click.echo(f"stopped: {error}; `run` again goes on from here", err=True)
             ctx.exit(SOME_CELL_FAILED)
+        except OSError as error:
+            if error.filename is None or ctx.invoked_subcommand == "run":
+                raise  # a run says itself what its folder lacks
+            click.echo(f"error: {str(error.filename)!r}: {error.strerror}", err=True)
+            ctx.exit(REFUSED)
         except Interrupted as error:
             click.echo(f"interrupted {error}: `run` again goes on from here", err=True)
             raise

@@ -120,6 +120,24 @@ def test_a_run_with_a_failed_cell_exits_1(pipeline):
     assert call("run").exit_code == 1
 
 
+@pytest.mark.parametrize("below", ["", "folder"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("new", "variant", "mine", "--dir"),
+        ("import", ROOT / "tests/fixtures/untrained_sae_core_eval_results.json", "--into"),
+    ],
+    ids=["new", "import"],
+)
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, command, below):
+    place = tmp_path / "file" / below
+    (tmp_path / "file").touch()
+    done = call(*command, place)
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
+    assert done.output.startswith(f"error: '{tmp_path}/file")
+    assert done.output.count("\n") == 1
+
+
 def test_a_dry_run_says_what_would_run_and_writes_nothing(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     done = call("run", "--dry-run")
