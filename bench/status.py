@@ -94,8 +94,10 @@ class Status:
             return ""
         if self.state != "finished":
             return "`run` again goes on from here"
-        is_bad = any(_is_bad(row) for row in (*self.record.saes, *self.record.cells))
-        return "`run --retry-failed` tries what failed again" if is_bad else ""
+        if any(_is_bad(row) for row in (*self.record.saes, *self.record.cells)):
+            return "`run --retry-failed` tries what failed again"
+        is_lost = any(cell.state == "pending" for cell in self.record.cells)
+        return "`run` again computes what is pending" if is_lost else ""
 
 
 def read(folder: Path) -> Status:

@@ -163,6 +163,19 @@ def test_a_killed_run_is_told_by_its_missing_lock(out):
     assert "`run` again" in seen.lines()[-1]
 
 
+def test_a_finished_run_that_lost_a_cell_says_what_to_do(out):
+    cells = [planned(out, "a"), planned(out, "b")]
+    with kept(out, "mine", HOLDER) as book:
+        book.plan(cells)
+        for cell in cells:
+            end(cell, "ok")
+    assert status.read(out).lines()[-1] == "cells     2: 2 ok"
+    (cells[0].folder / "cell.json").write_text("{")
+    seen = status.read(out)
+    assert seen.state == "finished" and states(seen.record.cells) == ["pending", "ok"]
+    assert seen.lines()[-1] == "next      `run` again computes what is pending"
+
+
 def test_a_run_that_checks_what_it_was_given_is_starting(out):
     with locked(out):
         assert status.read(out).state == "starting"
