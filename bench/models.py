@@ -132,6 +132,11 @@ def declared(name: str, instruct: str | None = None) -> ModelSpec:
     if instruct is None:
         return spec
     sibling = MODELS.get(instruct) or _undeclared(instruct)
+    if sibling.name in MODELS and sibling.kind != "instruct":
+        raise UserError(
+            f"instruct={instruct!r}: is a base model; "
+            + (f"its sibling is {sibling.instruct!r}" if sibling.instruct else "name another")
+        )
     if sibling.source == spec.source:
         return replace(spec, kind="instruct", instruct=None)
     return replace(spec, instruct=instruct)

@@ -299,7 +299,7 @@ def _import_file(module_name: str, path: Path) -> ModuleType:
 def _guarded(path: Path, action: Callable[[], T]) -> T:
     try:
         return action()
-    except Exception as error:  # a plugin is foreign code: anything can come out of it
+    except (Exception, SystemExit) as error:  # a plugin is foreign code: anything can come out
         line = getattr(error, "lineno", None) or line_in(path, error) or 1
         message = f"{path}:{line}: {type(error).__name__}: {error}"
         raise UserError(" ".join(message.split())) from error

@@ -1,13 +1,14 @@
 """Values of a run config that cannot work, found without importing anything heavy."""
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from bench import registry
 from bench.config import ControlConfig, RunConfig, SaelensConfig, TrainConfig, VariantConfig
 from bench.errors import UserError
 from bench.registry import Kind, Plugin
 from bench.strict import typed, unknown
+from bench.suite import Side
 
 HOOK = re.compile(r"blocks\.(\d+)\.(?:\w+\.)?(hook_\w+)")
 """A hook of a transformer block: its layer and kind."""
@@ -42,6 +43,7 @@ def validate(config: RunConfig) -> None:
     for name, fields in config.suites.items():
         plugin = _describe("suites", name, "suites")
         _check_fields(plugin, fields, f"suites.{name}")
+        _check_side(plugin)
         _check_hook_kind(plugin, config.hook_name)
     _check_model(config)
 
@@ -132,6 +134,12 @@ def _check_fields(plugin: Plugin, values: dict[str, Any], where: str) -> None:
     for name, field in have.items():
         if field.default is None and name not in values:
             raise UserError(f"{where}.{name} is missing: {plugin.name} has no default for it")
+
+
+def _check_side(plugin: Plugin) -> None:
+    side, known = plugin.attributes.get("side"), get_args(Side)
+    if side not in known:
+        raise UserError(f"suite {plugin.name!r}: side={side!r}: declare one of {', '.join(known)}")
 
 
 def _check_hook_kind(plugin: Plugin, hook_name: str) -> None:

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -51,6 +51,7 @@ TOKENIZER = tokenizer()
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=30)
 
 
+@settings(deadline=None)  # the first example imports sae_bench
 @given(text=TEXT, choices=st.tuples(TEXT, TEXT, TEXT, TEXT), order=st.permutations(range(4)))
 def test_gemmas_prompt_is_that_of_sae_bench(text, choices, order):
     from sae_bench.evals.unlearning.utils.metrics import PRE_WMDP_BIO, convert_wmdp_data_to_prompt

@@ -164,6 +164,14 @@ def test_a_setting_without_default_must_be_given(load, plugins):
         load("{n_probes: 3}", "{}")
 
 
+@pytest.mark.parametrize("side", ["side = 'bas'", ""])
+def test_a_suite_must_say_which_model_it_runs_on(load, plugins, side):
+    assert 'side = "base"' in SUITE
+    plugins("suites/shine.py", SUITE.replace('side = "base"', side))
+    with pytest.raises(UserError, match="suite 'shine': side=.*: declare one of base, instruct"):
+        load("{n_probes: 3}", "{}")
+
+
 @pytest.mark.parametrize("content", ["", "- a\n", "text", "a: b: c\n", "\x00"])
 def test_what_is_no_config_at_all_is_refused(tmp_path, content):
     path = tmp_path / "odd.yaml"

@@ -170,8 +170,11 @@ def test_a_sibling_in_the_config_goes_before_the_table():
 
 
 def test_a_base_model_of_the_table_is_no_sibling():
-    spec = models.resolve("gemma-2-2b", "gemma-2-9b")
-    assert models.on_side(spec, "instruct").kind == "base"
+    for name in ("gemma-2-2b", "google/gemma-2-2b", "gemma-2-9b"):
+        with pytest.raises(UserError, match=f"instruct='{name}': is a base model; its sibling"):
+            models.resolve("gemma-2-2b", name)
+    with pytest.raises(UserError, match="instruct='pythia-70m-deduped': is a base model; name"):
+        models.resolve("nano", "pythia-70m-deduped")
 
 
 def test_an_sae_is_evaluated_on_its_model_and_the_sibling_only():

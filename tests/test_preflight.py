@@ -112,6 +112,11 @@ def test_settings_that_the_plugin_refuses_are_refused(problems, plugins):
     assert found == "variants[0].config: k is odd"
 
 
+def test_a_suite_without_metrics_is_refused(problems, plugins):
+    plugins("suites/bare.py", SIDED.replace('"instruct"', '"base"').replace("metrics = ()", ""))
+    assert problems(suites={"bare": {}}) == "suite 'bare': does not declare `metrics`"
+
+
 def test_a_device_that_is_not_there_is_refused(problems):
     assert "this machine has" in problems(device="cuda:99")
 

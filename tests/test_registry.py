@@ -82,6 +82,7 @@ def test_a_wrong_name_gets_the_nearest_match_and_what_exists(plugins):
         ("x = 1\ny = 1 / 0\n", 2, "ZeroDivisionError"),
         ("def f(:\n", 1, "SyntaxError"),
         ("\n\nimport no_such_module\n", 3, "ModuleNotFoundError"),
+        ("import sys\nsys.exit(3)\n", 2, "SystemExit"),
         ("import base64\nbase64.b64decode(3)\n", 2, "TypeError"),  # raised inside a library
     ],
 )

@@ -1,6 +1,7 @@
 """The run's own settings and plugins: each is made once, and every variant rehearsed quickly."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from bench import preflight_stream, registry, saelens_import, training_log
@@ -25,6 +26,9 @@ def suites(subject: Subject) -> Iterator[Check]:
     """Each suite is imported and its settings made, so that a broken one is known now."""
     for name, fields in subject.config.suites.items():
         try:
+            if problems := list(_undeclared(name, subject.cache)):
+                yield Check(f"suite {name}", "fail", *problems[0])
+                continue
             build(registry.load("suites", name).Config, fields, f"suites.{name}")
         except UserError as error:
             yield Check(f"suite {name}", "fail", str(error))
@@ -35,6 +39,14 @@ def suites(subject: Subject) -> Iterator[Check]:
             yield Check(
                 f"suite {name}", "pass", f"on the {side} model, engine {_engine(subject, name)}"
             )
+
+
+def _undeclared(suite: str, work: Path) -> Iterator[tuple[str, str]]:
+    """What `check` finds missing in a suite's declarations, with the fix."""
+    from bench.check.suite_points import SuiteRehearsal, declares
+
+    for problem in declares(SuiteRehearsal(registry.describe("suites", suite), work)):
+        yield f"suite {suite!r}: {problem.message}", problem.fix
 
 
 def rehearsals(subject: Subject) -> Iterator[Check]:
