@@ -8,6 +8,7 @@ from typing import Any
 from bench.absorption.engine import layer_of, make_engine
 from bench.context import EvalContext, l0
 from bench.fast.l0 import L0_SUITE, active_per_token, with_l0
+from bench.limits import at_least, at_most
 from bench.suite import Failed, Metric, SaeHandle, Scored, Suite, Unit
 
 MEANS = {
@@ -51,6 +52,13 @@ class AbsorptionSuite(Suite):
         """Words per call when probes are scored."""
         precalc_k_sparse_probe_sae_acts: bool = False
         """Encode all words once instead of once per epoch: faster, more memory."""
+
+        def __post_init__(self) -> None:
+            at_least(self, 1, "max_k_value", "min_feats_for_eval", "k_sparse_probe_num_epochs")
+            at_least(self, 1, "llm_batch_size", "k_sparse_probe_batch_size")
+            at_least(self, 1, "eval_k_sparse_probe_batch_size")
+            at_least(self, 0, "f1_jump_threshold", "k_sparse_probe_l1_decay")
+            at_most(self, 1, "f1_jump_threshold", "min_GT_probe_f1")
 
     metrics = (
         Metric(

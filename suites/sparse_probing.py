@@ -20,6 +20,8 @@ from bench.context import (
 from bench.counters import Work, counting
 from bench.fast.l0 import L0_SUITE, active_per_token, first_tokens_of_sae_bench, with_l0
 from bench.fast.part import Bill, bills
+from bench.fast.probe_data import enough_texts
+from bench.limits import at_least, distinct
 from bench.suite import DataNeed, Failed, Metric, SaeHandle, Scored, Suite, Unit
 
 if TYPE_CHECKING:
@@ -40,6 +42,19 @@ LANGUAGES = ("C", "Python", "HTML", "Java", "PHP")
 LANGUAGE_PAIRS = ("en-fr", "fr-it", "de-en", "es-fr", "nl-pt")
 LONGEST_SKIPPED = 384 + 150
 """Characters up to which sae_bench skips a code sample (dataset_utils.py)."""
+DATASETS = (
+    "LabHC/bias_in_bios_class_set1",
+    "LabHC/bias_in_bios_class_set2",
+    "LabHC/bias_in_bios_class_set3",
+    "canrager/amazon_reviews_mcauley_1and5",
+    "canrager/amazon_reviews_mcauley_1and5_sentiment",
+    "codeparrot/github-code",
+    "fancyzhx/ag_news",
+    "Helsinki-NLP/europarl",
+)
+"""sae_bench's data sets, by its names."""
+HEADLINE_K, REPORTED_K = 1, (1, 2, 5)
+"""Latents per probe: of the headline, and all that there is a metric for."""
 DATASET_KEY = "_results"
 """What sae_bench appends to a data set's name."""
 
@@ -51,16 +66,7 @@ class SparseProbingSuite(Suite):
     class Config:
         """sae_bench's own names and defaults."""
 
-        dataset_names: tuple[str, ...] = (
-            "LabHC/bias_in_bios_class_set1",
-            "LabHC/bias_in_bios_class_set2",
-            "LabHC/bias_in_bios_class_set3",
-            "canrager/amazon_reviews_mcauley_1and5",
-            "canrager/amazon_reviews_mcauley_1and5_sentiment",
-            "codeparrot/github-code",
-            "fancyzhx/ag_news",
-            "Helsinki-NLP/europarl",
-        )
+        dataset_names: tuple[str, ...] = DATASETS
         """Data sets by sae_bench's names."""
         probe_train_set_size: int = 4000
         """Training texts per probe, both classes together."""
@@ -76,6 +82,19 @@ class SparseProbingSuite(Suite):
         """Latents that a probe may use."""
         lower_vram_usage: bool = False
         """Keep the model off the GPU between its calls."""
+
+        def __post_init__(self) -> None:
+            at_least(self, 2, "probe_train_set_size", "probe_test_set_size", "context_length")
+            at_least(self, 1, "sae_batch_size", "llm_batch_size")
+            distinct(self, "dataset_names", "k_values")
+            if HEADLINE_K not in self.k_values or not set(self.k_values) <= set(REPORTED_K):
+                raise ValueError(
+                    f"k_values={list(self.k_values)}: must have {HEADLINE_K}, and may have "
+                    f"{' and '.join(str(k) for k in REPORTED_K if k != HEADLINE_K)}"
+                )
+            if other := set(self.dataset_names) - set(DATASETS):
+                have = ", ".join(DATASETS)
+                raise ValueError(f"dataset_names: unknown {min(other)!r}, have: {have}")
 
     metrics = (
         Metric("sae_top_1_test_accuracy", "higher", 0.0, 1.0, True, "probe on one latent"),
@@ -285,7 +304,12 @@ class SparseProbingSuite(Suite):
         folder = ctx.artifacts / "sparse_probing" / config.model_name / hook
         folder.mkdir(parents=True, exist_ok=True)
         for name in config.dataset_names:
-            with sae_bench_on(ctx, self.side) as model, every_token_counts():
+            sizes = self.cfg.probe_train_set_size, self.cfg.probe_test_set_size
+            with (
+                sae_bench_on(ctx, self.side) as model,
+                every_token_counts(),
+                enough_texts(name, *sizes),
+            ):
                 probing.run_eval_single_dataset(
                     name,
                     config,

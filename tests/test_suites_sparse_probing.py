@@ -1,7 +1,10 @@
 """Sparse probing through sae_bench's own functions: every SAE on the same texts."""
 
+from dataclasses import replace
+
 import pytest
 
+from bench.errors import UserError
 from suites.sparse_probing import SparseProbingSuite
 from tests import tiny
 
@@ -58,3 +61,12 @@ def test_what_was_not_asked_for_is_missing_with_a_reason(tmp_path):
     for name in ("sae_top_5_test_accuracy", "saebench060_sae_test_accuracy"):
         assert scored.metrics[name] is None  # sae_bench writes -1 for the second
         assert scored.reasons[name]
+
+
+@pytest.mark.parametrize("engine", ["reference", "fast"])
+def test_too_few_texts_are_told_with_what_to_lower(tmp_path, engine):
+    cfg = replace(QUICK, probe_train_set_size=10**6)
+    says = "probe_train_set_size=1000000, .*'LabHC/bias_in_bios_class_set1' has fewer texts .*lower"
+    ctx = replace(tiny.context(tmp_path), engine=engine)
+    with pytest.raises(UserError, match=says):
+        list(SparseProbingSuite(cfg).run(ctx, [tiny.handle("a")]))

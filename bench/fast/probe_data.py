@@ -1,10 +1,12 @@
 """The texts of sparse probing and what the language model makes of them, once for all SAEs."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.context import EvalContext, process_state, reading
+from bench.context import EvalContext, patched, process_state, reading
+from bench.errors import UserError
 from bench.fast.probes import Table, full_accuracies, top_k_accuracies
 from bench.fast.resume import HookPoint
 
@@ -140,6 +142,28 @@ def _at_hook(point: HookPoint, ids: "Tensor", batch_size: int) -> "tuple[Tensor,
     return torch.cat(parts), mask.cpu()
 
 
+@contextmanager
+def enough_texts(name: str, train_size: int, test_size: int) -> Iterator[None]:
+    """Raise UserError where sae_bench would end in a KeyError: a class has too few texts.
+
+    It leaves such a class out (`get_balanced_dataset`), and then looks for it (`filter_dataset`).
+    """
+    from sae_bench.sae_bench_utils import dataset_utils
+
+    plain = dataset_utils.filter_dataset
+
+    def checked(data: dict[str, list[str]], classes: list[str]) -> dict[str, list[str]]:
+        if missing := [c for c in classes if c not in data]:
+            raise UserError(
+                f"probe_train_set_size={train_size}, probe_test_set_size={test_size}: "
+                f"{name!r} has fewer texts than that of class {missing[0]!r}; lower them"
+            )
+        return plain(data, classes)
+
+    with patched(dataset_utils, "filter_dataset", checked):
+        yield
+
+
 def _token_ids(ctx: EvalContext, name: str, settings: Settings) -> "list[dict[str, Tensor]]":
     """For training and test, class -> [n, T] token ids: sae_bench's choice of texts."""
     from sae_bench.sae_bench_utils import dataset_info, dataset_utils
@@ -152,7 +176,8 @@ def _token_ids(ctx: EvalContext, name: str, settings: Settings) -> "list[dict[st
     tokenizer: Any = ctx.model("base").tokenizer
     found = []
     for data in texts:
-        chosen = dataset_utils.filter_dataset(data, classes)
+        with enough_texts(name, settings.train_size, settings.test_size):
+            chosen = dataset_utils.filter_dataset(data, classes)
         tokenized = dataset_utils.tokenize_data_dictionary(
             chosen, tokenizer, settings.context_length, ctx.device
         )
