@@ -79,6 +79,36 @@ def test_nanos_data_are_embedded(subject):
     assert states(data.checks(subject())) == {"data": "pass"}
 
 
+def test_the_data_of_the_nano_world_are_known():
+    files = [path.relative_to(tiny.data()).as_posix() for path in tiny.data().rglob("*.jsonl")]
+    assert {name for name in data.EMBEDDED if any(f.startswith(f"{name}/") for f in files)} == set(
+        data.EMBEDDED
+    )
+    assert all(any(f.startswith(f"{name}/") for name in data.EMBEDDED) for f in files)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "suites"),
+    [
+        ({"train": TrainConfig(64, 10_000, dataset="nope")}, "train.dataset: 'nope' is not in", ()),
+        ({"suites": {"core": {"dataset": "nope"}}}, "suites.core: 'nope' is not in", ("core",)),
+        (
+            {"suites": {"unlearning": {"forget": "x.csv"}}},
+            "suites.unlearning: 'x.csv' is not in the nano world",
+            ("unlearning",),
+        ),
+        (
+            {"suites": {"sparse_probing": {"probe_test_set_size": 200}}},
+            "suites.sparse_probing.probe_train_set_size=4000: the nano world has 400 texts",
+            ("sparse_probing",),
+        ),
+    ],
+)
+def test_what_the_nano_world_does_not_have_is_told(subject, changes, says, suites):
+    (check,) = data.checks(subject(**changes))
+    assert check.state == "fail" and check.message.startswith(says) and check.suites == suites
+
+
 def test_a_corpus_that_the_config_names_must_exist(subject, tmp_path):
     path = tmp_path / "bio-forget-corpus.parquet"
     own = subject(suites={"unlearning": {"forget": str(path)}})

@@ -11,6 +11,8 @@ from click import Command, Group
 from bench import registry
 from bench.cli import main
 from bench.config import RunConfig
+from bench.doctor import data
+from bench.doctor.subject import Subject
 from bench.strict import build
 from bench.validate import validate
 from bench.variant import Batch, Step
@@ -47,11 +49,12 @@ def test_the_example_variant_trains(tmp_path, monkeypatch):
     torch.testing.assert_close(exported.state["W_dec"].norm(dim=1), torch.ones(16))
 
 
-def test_the_example_config_is_good():
+def test_the_example_config_is_good(tmp_path):
     config = build(
         RunConfig, {"suites": {}} | yaml.safe_load(block("yaml").replace("core:", "core: {}"))
     )
     validate(config)
+    assert {c.state for c in data.checks(Subject(config, tmp_path))} == {"pass"}
 
 
 def test_every_command_shown_exists_with_its_options():

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
-from bench import sources
+from bench import registry, sources
 from bench.doctor import hub
 from bench.doctor.report import Check
 from bench.doctor.subject import Subject
@@ -16,6 +16,19 @@ from bench.requirements import Needs, needs_of
 
 FILE_SUFFIXES = (".jsonl", ".parquet")
 """Of a data set that is a local file; a setting that ends so names one."""
+EMBEDDED = (
+    "Skylion007/openwebtext",
+    "wikitext",
+    "bio-forget-corpus",
+    "LabHC/bias_in_bios",
+    "canrager/amazon_reviews_mcauley_1and5",
+    "fancyzhx/ag_news",
+    "codeparrot/github-code",
+    "Helsinki-NLP/europarl",
+    "cais/wmdp",
+    "cais/mmlu",
+)
+"""The data sets of the nano world."""
 ASKING = 8
 """Questions to the hub at a time."""
 
@@ -25,8 +38,7 @@ def checks(subject: Subject) -> Iterator[Check]:
     for suite in subject.config.suites:
         yield from local_files(subject, suite)
     if subject.spec.world == "nano":
-        n = len(subject.config.suites)
-        yield Check("data", "pass", f"embedded: text to train on, data of {n} suites")
+        yield from _embedded(subject)
         return
     needs = _needs(subject)
     by_path: dict[str, list[DataNeed]] = {}
@@ -40,6 +52,36 @@ def checks(subject: Subject) -> Iterator[Check]:
         for note in needs.notes:
             message, _, fix = note.partition(": ")
             yield Check("imported SAE", "fail", message, fix)
+
+
+def _embedded(subject: Subject) -> Iterator[Check]:
+    """The nano world has the data sets that the shipped suites read, and fewer texts of them."""
+    from bench.nano.data import DataSizes
+    from bench.texts import is_file
+
+    text, n_failed = subject.config.train.dataset, 0
+    wanted = [] if is_file(text) else [("train.dataset", text, ())]
+    for suite in subject.config.suites:
+        settings = subject.settings(suite)
+        if settings is not None:
+            needs = registry.load("suites", suite)(settings).data()
+            paths = dict.fromkeys(need.path for need in needs)
+            wanted += [(f"suites.{suite}", path, (suite,)) for path in paths]
+        sizes = DataSizes()
+        for field in ("probe_train", "probe_test"):
+            size, most = getattr(settings, f"{field}_set_size", 0), getattr(sizes, field)
+            if size > most:
+                n_failed += 1
+                message = f"suites.{suite}.{field}_set_size={size}: the nano world has {most} texts"
+                yield Check("data", "fail", message, f"`{field}_set_size: {most}`", (suite,))
+    for where, path, suites in wanted:
+        if path not in EMBEDDED:
+            n_failed += 1
+            message = f"{where}: {path!r} is not in the nano world"
+            yield Check("data", "fail", message, f"one of {', '.join(EMBEDDED)}", suites)
+    if not n_failed:
+        n = len(subject.config.suites)
+        yield Check("data", "pass", f"embedded: text to train on, data of {n} suites")
 
 
 def data_set(subject: Subject, path: str, needs: list[DataNeed], suites: tuple[str, ...]) -> Check:
