@@ -220,7 +220,12 @@ def test_a_diagnosis_says_what_blocks_whom():
     found = Diagnosis("mine", (whole, part, Check("c", "pass", "good")), 1.25)
     assert found.unavailable() == {"x": "no data; fix: get it"}
     assert found.blocking(["x", "y"], skip_unavailable=True) == ["no model"]
-    assert len(found.blocking(["x", "y"], skip_unavailable=False)) == 2
+    assert found.blocking(["x", "y"], skip_unavailable=False) == [
+        "no model",
+        "suites.x: no data; fix: get it",
+    ]
+    named = Diagnosis("mine", (part._replace(message="suites.x.size=3: too large", fix=""),), 1.0)
+    assert named.blocking(["x"], skip_unavailable=False) == ["suites.x.size=3: too large"]
     assert found.lines()[-1] == "doctor mine: 2 fail, 1 pass in 1.2 s"
 
 

@@ -50,7 +50,7 @@ class Diagnosis(NamedTuple):
     def blocking(self, suites: Sequence[str], *, skip_unavailable: bool) -> list[str]:
         """Why the run cannot start; without a suite left that can run, it cannot at all."""
         whole = [c.problem for c in self.failed if not c.suites]
-        parts = [f"suites.{', '.join(c.suites)}: {c.problem}" for c in self.failed if c.suites]
+        parts = [_of_suites(c) for c in self.failed if c.suites]
         is_part_left = skip_unavailable and not set(suites) <= set(self.unavailable())
         return whole if is_part_left else [*whole, *parts]
 
@@ -85,3 +85,11 @@ class Diagnosis(NamedTuple):
 
     def _n(self, state: str) -> int:
         return sum(c.state == state for c in self.checks)
+
+
+def _of_suites(check: Check) -> str:
+    """The problem with the suites that it concerns, where it does not begin with them."""
+    prefix = "suites."
+    if check.problem.startswith(prefix):
+        return check.problem
+    return f"{prefix}{', '.join(check.suites)}: {check.problem}"
