@@ -85,12 +85,13 @@ def world(plugins, tmp_path, monkeypatch):
     both = ("reference", "fast")
     plugins("suites/base.py", SUITE.format(name="Base", side="base", engines=both))
     plugins("suites/chat.py", SUITE.format(name="Chat", side="instruct", engines=both[:1]))
-    for name in ("toy", "toy-it", "toy2"):
+    for name in ("toy", "toy-it", "toy2", "toy2-it"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text(name)
     pair = {
         "toy": ModelSpec("toy", "real", str(tmp_path / "toy"), "base", 3, 8, "toy-it"),
         "toy-it": ModelSpec("toy-it", "real", str(tmp_path / "toy-it"), "instruct", 3, 8),
+        "toy2-it": ModelSpec("toy2-it", "real", str(tmp_path / "toy2-it"), "instruct", 3, 8),
         "toy2": ModelSpec("toy2", "real", str(tmp_path / "toy2"), "base", 3, 8, "toy-it"),
     }
     monkeypatch.setattr(models, "MODELS", pair)
@@ -212,7 +213,7 @@ def test_each_setting_of_the_training_changes_what_it_should(world, name):
 EDITS: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "name": ("yours", set()),
     "model": ("toy2", EVERY),
-    "instruct": ("toy2", CHAT),
+    "instruct": ("toy2-it", CHAT),
     "hook_name": ("blocks.2.hook_resid_post", EVERY),
     "data_seed": (1, EVERY),
     "eval_seed": (1, EVERY),
