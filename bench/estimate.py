@@ -13,11 +13,9 @@ from bench import memory, rates
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.models import ModelSpec
-from bench.result import CELL_FILE, STORE, Cell
+from bench.result import CACHE, CELL_FILE, STORE, Cell
 from bench.shapes import Shape, shape_of
 
-CACHE = ".cache"
-"""Folder beside the run folders for what runs share."""
 NEWEST = 400
 """Cells of earlier runs that are looked at."""
 SAEBENCH_MINUTES = {

@@ -39,10 +39,6 @@ class Needs(NamedTuple):
     notes: tuple[str, ...] = ()
     """What no mirror can hold, each with the way out."""
 
-    def paths_of(self, suite: str) -> tuple[str, ...]:
-        """Data sets of one suite."""
-        return self.by_suite.get(suite, ())
-
 
 def needs_of(config: RunConfig) -> Needs:
     """The needs of a run. Raises UserError for a suite that cannot be loaded."""
@@ -56,8 +52,7 @@ def needs_of(config: RunConfig) -> Needs:
     models, training, by_suite = [spec], _training(config.train), {}
     needs = [*training]
     for name, fields in config.suites.items():
-        suite_class = registry.load("suites", name)
-        suite = suite_class(_settings(suite_class.Config, fields, name))
+        suite = registry.load("suites", name)(settings_of(name, fields))
         models.append(on_side(spec, suite.side))
         try:
             own = suite.data()
@@ -84,11 +79,13 @@ def revisions(config: RunConfig, hub: "Hub") -> dict[str, str]:
     }
 
 
-def _settings(config_class: type, fields: dict[str, Any], suite: str) -> Any:
+def settings_of(suite: str, fields: dict[str, Any]) -> Any:
+    """A suite's Config with these fields. Raises UserError where either is broken."""
+    from bench import registry
     from bench.strict import build
 
     try:
-        return build(config_class, fields, f"suites.{suite}")
+        return build(registry.load("suites", suite).Config, fields, f"suites.{suite}")
     except ValueError as error:  # what a Config says of a value that it does not accept
         raise UserError(f"suites.{suite}: {error}") from error
 

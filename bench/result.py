@@ -22,6 +22,8 @@ CELL_FILE = "cell.json"
 MANIFEST_FILE = "cells.json"
 STORE = ".store"
 """Folder beside the run folders that holds the finished cells of all runs."""
+CACHE = ".cache"
+"""Folder beside the run folders for what runs share."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,7 @@ from bench.journal import Journal, kept
 from bench.lock import locked
 from bench.mirror.pins import pin
 from bench.progress import Progress
-from bench.result import Cell
-
-CACHE = ".cache"
-"""Folder beside the run folders that holds data sets written once."""
+from bench.result import CACHE, Cell
 
 
 def run(

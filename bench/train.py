@@ -17,6 +17,7 @@ from bench.job import LOSSES, SAES, Job
 from bench.lockstep import train_in_loop, train_lockstep
 from bench.models import ModelSpec
 from bench.progress import Progress
+from bench.result import CACHE
 from bench.roster import ControlEntry, Entry, ImportedEntry, TrainedEntry, roster
 from bench.search import find_curves
 from bench.texts import text_revision
@@ -25,9 +26,6 @@ from bench.variant import Stream, Variant
 
 if TYPE_CHECKING:
     from bench.activations import ActivationStream
-
-CACHE = ".cache"
-"""Folder beside the run folders for what runs share."""
 
 
 def train_all(

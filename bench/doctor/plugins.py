@@ -10,7 +10,7 @@ from bench.doctor.report import Check
 from bench.doctor.subject import Subject
 from bench.errors import UserError
 from bench.model_files import missing
-from bench.strict import build
+from bench.requirements import settings_of
 
 
 def checks(subject: Subject) -> Iterator[Check]:
@@ -29,11 +29,9 @@ def suites(subject: Subject) -> Iterator[Check]:
             if problems := list(_undeclared(name, subject.cache)):
                 yield Check(f"suite {name}", "fail", *problems[0])
                 continue
-            build(registry.load("suites", name).Config, fields, f"suites.{name}")
+            settings_of(name, fields)
         except UserError as error:
             yield Check(f"suite {name}", "fail", str(error))
-        except ValueError as error:  # what a Config says of a value that it does not accept
-            yield Check(f"suite {name}", "fail", f"suites.{name}: {error}")
         else:
             side = subject.side_of(name)
             yield Check(

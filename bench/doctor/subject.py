@@ -9,10 +9,9 @@ from bench import registry
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.models import ModelSpec, on_side, resolve
+from bench.requirements import settings_of
+from bench.result import CACHE
 from bench.suite import Side
-
-CACHE = ".cache"
-"""Folder beside the run folders for what runs share."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,9 @@ class Subject:
 
     def settings(self, suite: str) -> Any:
         """The suite's Config with the fields of the run; None where it cannot be built."""
-        from bench.strict import build
-
         try:
-            config_class = registry.load("suites", suite).Config
-            return build(config_class, self.config.suites[suite], f"suites.{suite}")
-        except (UserError, ValueError):
+            return settings_of(suite, self.config.suites[suite])
+        except UserError:
             return None  # told by the check of the plugins
 
     @property
