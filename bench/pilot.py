@@ -18,7 +18,7 @@ from bench.variant import Knob
 
 SEED = -1
 """Not one that a config may hold, so that no reported SAE is a pilot."""
-FACTORS = (0.25, 0.7, 2.0, 6.0)
+FACTORS = (0.7, 2.0, 4.0)
 """Knobs of the first pilots, as multiples of the variant's default."""
 BRACKET = 1.25
 """The pilots' L0s reach from target / BRACKET to target * BRACKET."""

@@ -92,7 +92,7 @@ def _full_disk_told() -> Iterator[None]:
 
 def save_config(config: RunConfig, out: Path) -> None:
     """Write the whole config, every default included, to out/config.yaml."""
-    plain = yaml.safe_load(yaml.dump(asdict(config), Dumper=_Dumper))
+    plain = yaml.safe_load(yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False))
     write_atomic(out / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
 
 

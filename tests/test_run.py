@@ -9,6 +9,7 @@ import yaml
 
 from bench import datasets, models, registry
 from bench.config import ControlConfig, RunConfig, TrainConfig, VariantConfig, load_config
+from bench.errors import UserError
 from bench.result import Cell, load_run
 from bench.run import outline, run, save_config
 from tests import tiny
@@ -56,10 +57,17 @@ def go(monkeypatch, tmp_path):
         found = [*out.parent.glob(".store/*/cell.json"), *out.parent.glob("*/failed/*/cell.json")]
         return {path: path.stat().st_mtime_ns for path in found}
 
-    def start(out: Path = out, retry_failed=False, **changes) -> tuple[list[Cell], int]:
+    def start(
+        out: Path = out, retry_failed=False, skip_unavailable=False, **changes
+    ) -> tuple[list[Cell], int]:
         before = times()
-        config = replace(CONFIG, **changes)
-        cells = run(config, out, lambda *args: None, retry_failed=retry_failed)
+        cells = run(
+            replace(CONFIG, **changes),
+            out,
+            lambda *args: None,
+            retry_failed=retry_failed,
+            skip_unavailable=skip_unavailable,
+        )
         return cells, sum(before.get(path) != time for path, time in times().items())
 
     start.out, start.plugin = out, plugin  # type: ignore[attr-defined]
@@ -107,6 +115,25 @@ def test_a_failure_is_not_that_of_another_run_and_is_forgotten_with_its_cause(go
     go.plugin.write_text(SUITE.replace('raise ArithmeticError("no mean")', "pass"))
     cells, n_computed = go(controls=controls)
     assert ([c.state for c in cells], n_computed) == (["ok", "ok"], 2)
+
+
+def test_a_suite_that_cannot_run_is_left_out_until_it_can(go, monkeypatch, tmp_path):
+    chat = tmp_path / "talk.py"
+    chat.write_text(SUITE.replace('side = "base"', 'side = "instruct"'))
+    monkeypatch.setenv(registry.PLUGINS_ENV, f"{go.plugin}:{chat}")
+    both = models.MODELS
+    monkeypatch.setattr(models, "MODELS", {"nano": replace(both["nano"], instruct=None)})
+    suites = {"talk": {}, "rows": {}}
+    with pytest.raises(UserError, match="the other suites can run: --skip-unavailable"):
+        go(suites=suites, controls=())
+    cells, _ = go(suites=suites, controls=(), skip_unavailable=True)
+    assert {c.suite: c.state for c in cells} == {"rows": "ok", "talk": "skipped"}
+    assert "no instruct sibling" in next(c.reason for c in cells if c.suite == "talk")
+    assert load_run(go.out).cells == tuple(cells)
+    assert list(load_config(go.out / "config.yaml").suites) == ["talk", "rows"]
+    monkeypatch.setattr(models, "MODELS", both)
+    cells, n_computed = go(suites=suites, controls=())
+    assert ({c.suite: c.state for c in cells}, n_computed) == ({"rows": "ok", "talk": "ok"}, 1)
 
 
 def test_a_relative_run_folder_is_found_by_the_suites(go, tmp_path, monkeypatch):
