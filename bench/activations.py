@@ -244,7 +244,7 @@ class ActivationStream:
 
     def _window(self, oldest: int) -> Window:
         """Where reading starts for a round that needs tokens from `oldest` on."""
-        return self._whole if self._fits else self._opened(oldest, self.config.buffer_tokens)
+        return self._whole if self.is_in_memory else self._opened(oldest, self.config.buffer_tokens)
 
     def _opened(self, oldest: int, n_tokens: int) -> Window:
         slack = self._contexts_per_pass * self.config.context_size  # a group is read as one
@@ -258,7 +258,8 @@ class ActivationStream:
         return window.are_below(tokens, self.max_norm)
 
     @property
-    def _fits(self) -> bool:
+    def is_in_memory(self) -> bool:
+        """Whether all activations of a pass are held at once, in the memory of the device."""
         return self.n_tokens <= self.config.buffer_tokens
 
     @cached_property
@@ -288,7 +289,7 @@ class ActivationStream:
     def _first_rows(self) -> Tensor:
         """[n, d_in] the first training activations, in float32."""
         n = min(SAMPLE_TOKENS, self.n_tokens)
-        if self._fits:
+        if self.is_in_memory:
             return self._whole.take(torch.arange(n))
         self._check_length()
         return torch.cat(list(_first(self._training(0), n, self._too_small)))

@@ -1,16 +1,15 @@
 """The training loop: every SAE of the group takes a step on the same batch, then the next batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from bench import parallel
 from bench.allocator import keep_freed_memory
+from bench.parallel import Report
 from bench.trainee import Trainee, is_report
 from bench.variant import Stream, Variant
-
-Report = Callable[[int, int, Sequence[str]], None]
-"""Gets steps done, steps in all and a note on each SAE that is being trained."""
 
 
 def train_lockstep(
@@ -21,11 +20,15 @@ def train_lockstep(
     Goes on from the checkpoint of each. What fails in one stops that one only, see its `outcome`.
     """
     own = [t for t in trainees if type(t.variant).train is not Variant.train]
-    train_in_loop([t for t in trainees if t not in own], stream, report)
-    with _own_random_numbers():
-        for trainee in own:
-            trainee.train_itself(stream)
-            trainee.close()
+    together = [t for t in trainees if t not in own]
+    with parallel.one_thread(parallel.is_small(stream)) as n_processes:
+        lasting = [t for t in together if t.has_checkpoints]
+        parallel.advance(_start_and_step, lasting, stream, n_processes, report)
+        train_in_loop(together, stream, report)
+        with _own_random_numbers():
+            for trainee in own:
+                trainee.train_itself(stream)
+                trainee.close()
 
 
 def train_in_loop(
@@ -34,17 +37,23 @@ def train_in_loop(
     """As `train_lockstep`, with gradient steps for all."""
     if not trainees:
         return
-    keep_freed_memory()
     with _own_random_numbers():
-        sample = stream.sample
-        for trainee in trainees:
-            trainee.start(sample)
-        _take_steps(trainees, stream, report)
+        _start_and_step(trainees, stream, report)
         for trainee in trainees:
             if trainee.is_running:
                 trainee.finish(stream)
     for trainee in trainees:
         trainee.close()
+
+
+def _start_and_step(
+    trainees: Sequence[Trainee], stream: Stream, report: Report | None = None
+) -> None:
+    keep_freed_memory()
+    sample = stream.sample
+    for trainee in trainees:
+        trainee.start(sample)
+    _take_steps(trainees, stream, report)
 
 
 def _take_steps(trainees: Sequence[Trainee], stream: Stream, report: Report | None) -> None:

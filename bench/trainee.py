@@ -81,6 +81,11 @@ class Trainee:
     def is_running(self) -> bool:
         return self.outcome.stop_reason is None
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether all of it can go on from a file: it writes them, and reports to files only."""
+        return bool(self._snapshots and self._config.checkpoint_every and not self._log.has_sinks)
+
     def start(self, sample: Tensor) -> None:
         """Prepare for the first step, or for the one after the last checkpoint."""
         self._guarded(0, lambda: self._start(sample))
@@ -123,7 +128,8 @@ class Trainee:
         self.variant.start(sample)
         if self._snapshots and (snapshot := self._snapshots.load()):
             self._restore(snapshot)
-            LOG.info("%s goes on after step %d of %d", self.label, snapshot.n_steps, self._n_steps)
+            if snapshot.n_steps < self._n_steps:
+                LOG.info("%s goes on after step %d", self.label, snapshot.n_steps)
         self._log.rewind(self.outcome.n_steps)
 
     def _step(self, i: int, batch: Batch) -> None:

@@ -31,6 +31,11 @@ class TrainingLog:
         self._path, self._sinks = path, list(sinks)
         self._columns: list[str] = []
 
+    @property
+    def has_sinks(self) -> bool:
+        """Whether rows go to other places than the file."""
+        return bool(self._sinks)
+
     def write(self, row: dict[str, float]) -> None:
         """Add a row, which has a `step`. A term that appears late becomes a column from there."""
         for sink in list(self._sinks):

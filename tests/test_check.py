@@ -73,6 +73,15 @@ def test_each_experiment_that_never_trained_is_explained(checked, what):
     assert mutant.says in by_status(report, "fail")[point], "\n".join(report.lines())
 
 
+def test_what_is_exported_must_survive_a_checkpoint_too(checked):
+    """Kept in a plain attribute, it is lost when training goes on in another process."""
+    count = "        f = self.encode(batch.x)\n        self.n = getattr(self, 'n', 0) + 1\n"
+    shift = "        weights['b_dec'] += 1e-3 * self.n\n        return Exported("
+    source = GOOD.replace("        f = self.encode(batch.x)\n", count)
+    failed = by_status(checked(source.replace("        return Exported(", shift)), "fail")
+    assert "exported b_dec ends up different" in failed["resume"]
+
+
 def test_a_mistake_is_told_with_its_file_and_line(checked, tmp_path):
     source = GOOD.replace("        f = self.encode(batch.x)", "        f = self.encode(batch.y)")
     message = by_status(checked(source), "fail")["losses"]

@@ -147,7 +147,7 @@ class Rehearsal:
         )
 
     def trained_shortly(self, *, interrupted: bool = False) -> tuple[dict[str, Tensor], Outcome]:
-        """The weights after a short training, in one go or with a break at a checkpoint."""
+        """Weights and what is exported after a short training, in one go or with a break."""
         folder = Path(tempfile.mkdtemp(dir=self.work))
         stream = self.short_stream
         if interrupted:
@@ -159,7 +159,11 @@ class Rehearsal:
         trainee = self._trainee(folder if interrupted else None)
         with _quiet():
             train_in_loop([trainee], stream)
-        return dict(trainee.variant.state_dict()), trainee.outcome
+        found = dict(trainee.variant.state_dict())
+        with contextlib.suppress(Exception):  # what export raises is told by a point of its own
+            trainee.variant.eval()
+            found |= {f"exported {n}": v for n, v in trainee.variant.export().state.items()}
+        return found, trainee.outcome
 
     def _trainee(self, folder: Path | None) -> Trainee:
         generator = ops.generator(0, "weights")

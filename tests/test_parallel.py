@@ -1,0 +1,199 @@
+"""Training in processes: the same weights as in one, whatever happens to a process."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training import D_IN, D_SAE, FakeStream, make
+
+from bench import parallel
+from bench.lockstep import train_lockstep
+from bench.ops import generator
+from bench.snapshot import Snapshots
+from bench.trainee import Outcome, Trainee
+from bench.training_log import TrainingLog
+from variants.topk import TopK
+from variants.vanilla import Vanilla
+
+HERE = os.getpid()
+N_STEPS = 40
+
+
+class Stream(FakeStream):
+    """Small enough for processes; they may be slow."""
+
+    is_in_memory = True
+    pause_s = 0.0
+
+    def _pass(self):
+        for batch in super()._pass():
+            time.sleep(self.pause_s)
+            yield batch
+
+
+class Noting(TopK):
+    """Notes the processes that took its steps, and what it does there."""
+
+    fault = ""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("pids", torch.zeros(N_STEPS, dtype=torch.long))
+
+    def after_step(self, batch, step):
+        super().after_step(batch, step)
+        is_child = os.getpid() != HERE
+        if is_child and step.number == N_STEPS // 2 and self.fault:
+            {"exit": lambda: os._exit(3), "hang": lambda: time.sleep(60)}[self.fault]()
+        if self.fault == "raise" and step.number == N_STEPS // 2:
+            raise IndexError("no such latent")
+        self.pids[step.number] = os.getpid()
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Trains three on `n_threads` cores; the trainees and the reports."""
+    threads = torch.get_num_threads()
+
+    def start(n_threads: int, fault="", stream: FakeStream | None = None, n_saes=3, **settings):
+        stream = stream or Stream(N_STEPS, **settings)
+        folder = tmp_path / f"{n_threads} {fault}"
+        torch.set_num_threads(n_threads)
+        trainees = group(folder, stream, fault)[:n_saes]
+        reports = []
+        train_lockstep(trainees, stream, lambda *report: reports.append(report))
+        assert torch.get_num_threads() == n_threads
+        return trainees, reports
+
+    yield start
+    torch.set_num_threads(threads)
+
+
+def group(folder: Path, stream: FakeStream, fault="") -> list[Trainee]:
+    variants = make(Noting, k=3), make(Vanilla, l1=0.3, resample_every=0.2), make(Noting, k=2)
+    variants[0].fault = fault
+    return [
+        Trainee(
+            name,
+            variant,
+            stream.config,
+            stream.n_steps,
+            seed=3,
+            generator=generator(3, "weights"),
+            log=TrainingLog(folder / f"{name}.csv"),
+            snapshots=Snapshots(folder / name, name),
+        )
+        for name, variant in zip("abc", variants)
+    ]
+
+
+def processes(trainees: list[Trainee]) -> set[int]:
+    """Those that took the steps of `Noting`, of all in the group."""
+    return {pid for i in (0, 2) for pid in trainees[i].variant.get_buffer("pids").tolist()}
+
+
+def same(found: list[Trainee], expected: list[Trainee]) -> bool:
+    """Whether all weights are equal, bit for bit."""
+    return all(
+        torch.equal(value, b.variant.state_dict()[name])
+        for a, b in zip(found, expected, strict=True)
+        for name, value in a.variant.state_dict().items()
+        if name != "pids"
+    )
+
+
+def test_processes_give_the_weights_and_logs_of_one_thread(train, tmp_path):
+    (apart, apart_reports), (alone, alone_reports) = train(3), train(1)
+    assert len(processes(apart)) == 2 and HERE not in processes(apart)  # a and c
+    assert processes(alone) == {HERE}
+    assert same(apart, alone)
+    assert [t.outcome for t in apart] == [Outcome(N_STEPS)] * 3
+    for name in "abc":
+        logs = [(tmp_path / folder / f"{name}.csv").read_bytes() for folder in ("3 ", "1 ")]
+        assert logs[0] == logs[1]
+    assert apart_reports[-1][:2] == alone_reports[-1][:2] == (N_STEPS, N_STEPS)
+    assert sorted(apart_reports[-1][2]) == sorted(alone_reports[-1][2])
+
+
+def test_more_saes_than_processes_share_them(train):
+    trainees, _ = train(2)
+    assert len(processes(trainees)) == 1 and HERE not in processes(trainees)  # a and c
+    assert same(trainees, train(1)[0])
+
+
+@pytest.mark.parametrize("fault", ["exit", "hang"])
+def test_what_a_process_leaves_undone_is_done_without_it(train, monkeypatch, fault):
+    monkeypatch.setattr(parallel, "SILENT_S", 0.5)
+    monkeypatch.setattr(parallel, "ALIVE_EVERY_S", 0.05)
+    trainees, _ = train(3, fault)
+    assert HERE in processes(trainees) and len(processes(trainees)) == 3
+    assert [t.outcome for t in trainees] == [Outcome(N_STEPS)] * 3
+    assert same(trainees, train(1)[0])
+
+
+def test_a_failure_is_told_as_without_processes(train, caplog):
+    apart, alone = train(3, "raise")[0], train(1, "raise")[0]
+    reason = "IndexError: no such latent at step 20 of 40"
+    assert [t.outcome.stop_reason for t in apart] == [reason, None, None]
+    assert [t.outcome.stop_reason for t in alone] == [reason, None, None]
+    assert same(apart[1:], alone[1:])
+    assert len([r for r in caplog.records if r.message == "a failed"]) == 2  # once per training
+
+
+def test_without_checkpoints_there_are_no_processes(train):
+    assert processes(train(3, checkpoint_every=0)[0]) == {HERE}
+
+
+def test_only_small_steps_on_activations_in_memory_are_small():
+    assert parallel.is_small(Stream())
+    flops = 12 * 32 * D_IN * D_SAE
+    n = int(parallel.SMALL_FLOPS / flops)
+    assert parallel.is_small(Stream(2, batch_size=32 * n))
+    assert not parallel.is_small(Stream(2, batch_size=32 * (n + 1)))
+    assert not parallel.is_small(FakeStream())
+
+
+def test_large_steps_keep_their_threads(train):
+    trainees, _ = train(2, stream=FakeStream(N_STEPS))
+    assert processes(trainees) == {HERE}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_its_parent(tmp_path, number):
+    stream = Stream(N_STEPS)
+    stream.pause_s = 0.2
+    context = multiprocessing.get_context("fork")
+
+    def run():
+        torch.set_num_threads(2)
+        train_lockstep(group(tmp_path, stream), stream)
+
+    parent = context.Process(target=run)
+    parent.start()
+    children = eventually(lambda: children_of(parent.pid), lambda found: len(found) == 2)
+    os.kill(parent.pid, number)
+    parent.join()
+    assert not eventually(lambda: [c for c in children if is_alive(c)], lambda left: not left)
+
+
+def eventually(look, is_enough, limit_s=20.0):
+    """What `look` sees once it is enough, or at the end."""
+    end = time.monotonic() + limit_s
+    while not is_enough(found := look()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
