@@ -89,6 +89,7 @@ class AbsorptionSuite(Suite):
     side = "base"
     hooks = ("hook_resid_post",)
     engines = ("reference", "fast")
+    batch_sizes = ("llm_batch_size",)
 
     def run(self, ctx: EvalContext, saes: list[SaeHandle]) -> Iterator[Scored | Failed]:
         """One result per SAE. Raises RuntimeError if the model shows too few letters."""

@@ -3,6 +3,8 @@
 F1, latents and counts are equal; fractions of a word's activation within 1e-6, in fp32.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -75,6 +77,19 @@ def test_the_result_of_every_letter_is_sae_benchs(scores, kind):
     ours, theirs = (scores[name, kind].raw["eval_result_details"] for name in ("fast", "reference"))
     assert [row["first_letter"] for row in ours] == [row["first_letter"] for row in theirs]
     for mine, row in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(row, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", AbsorptionSuite.engines)
+def test_smaller_batches_change_no_score(scores, few_words, tmp_path, name):
+    """What is declared in `batch_sizes` may be halved when memory is short."""
+    smaller = {field: getattr(CFG, field) // 2 for field in AbsorptionSuite.batch_sizes}
+    engine = make_engine(nano.context(tmp_path, engine=name), replace(CFG, **smaller))
+    engine.prepare(LAYER)
+    found = engine.scores(nano.handles()[0]).raw["eval_result_details"]
+    expected = scores[name, nano.KINDS[0]].raw["eval_result_details"]
+    assert smaller and len(found) == len(expected)
+    for mine, row in zip(found, expected, strict=True):
         assert mine == pytest.approx(row, abs=1e-6)
 
 

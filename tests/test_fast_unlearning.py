@@ -1,6 +1,7 @@
 """Unlearning's fast engine gives sae_bench's answers, question by question, from less work."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,18 @@ def tried(engines):
 @pytest.mark.parametrize("kind", nano.KINDS)
 def test_every_answer_under_every_setting_is_sae_benchs(tried, kind):
     assert tried["fast", kind].settings == tried["reference", kind].settings
+
+
+@pytest.mark.parametrize("name", UnlearningSuite.engines)
+def test_smaller_batches_change_no_answer(tried, hub, tmp_path, name):
+    """What is declared in `batch_sizes` may be halved when memory is short."""
+    smaller = {field: getattr(CFG, field) // 2 for field in UnlearningSuite.batch_sizes}
+    handle = nano.handles()[0]
+    engine = make_engine(
+        nano.context(tmp_path, hub, engine=name), replace(CFG, **smaller), [handle]
+    )
+    engine.prepare()
+    assert smaller and engine.tried(handle).settings == tried[name, handle.label].settings
 
 
 @pytest.mark.parametrize("kind", nano.KINDS)
