@@ -112,6 +112,9 @@ class Suite(ABC):
     batch_sizes: ClassVar[tuple[str, ...]] = ()
     """Fields of its Config that say how much is computed at once and change no number: they are
     halved when the device is out of memory."""
+    contexts: ClassVar[tuple[str, ...]] = ()
+    """Fields of its Config that say how many tokens the language model reads at once: longer ones
+    than its own are refused before anything runs."""
     rehearsal: ClassVar[dict[str, Any] | None] = None
     """Fields of its Config with which `check` can run it in seconds; None = it does not run it."""
 

@@ -131,6 +131,7 @@ class CoreSuite(Suite):
     datasets = ("Skylion007/openwebtext",)
 
     engines = ("reference", "fast")
+    contexts = ("context_size",)
 
     def data(self) -> tuple[DataNeed, ...]:
         """The start of the text, enough for every batch."""

@@ -135,6 +135,7 @@ class SparseProbingSuite(Suite):
     )
 
     engines = ("reference", "fast")
+    contexts = ("context_length",)
     batch_sizes = ("llm_batch_size", "sae_batch_size")
 
     def data(self) -> tuple[DataNeed, ...]:

@@ -73,6 +73,7 @@ class UnlearningSuite(Suite):
     side = "instruct"
     hooks = ("hook_resid_post",)
     engines = ("reference", "fast")
+    contexts = ("seq_len",)
     batch_sizes = ("llm_batch_size",)
     datasets = ("cais/wmdp", "cais/mmlu", "wikitext", CORPUS)
 

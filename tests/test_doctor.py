@@ -15,6 +15,7 @@ from bench.doctor import plugins as settings
 from bench.doctor.report import Check, Diagnosis
 from bench.doctor.subject import Subject
 from bench.models import resolve
+from bench.shapes import shape_of
 from tests import tiny
 
 CONFIG = RunConfig(
@@ -202,7 +203,26 @@ def test_a_torchvision_that_cannot_load_is_treated_as_absent():
 
 
 def test_settings_of_a_suite_are_made_once(subject):
-    assert states(settings.suites(subject())) == {"suite core": "pass", "suite unlearning": "pass"}
+    suites = {"core": {}, "unlearning": {"seq_len": 128}}
+    found = states(settings.suites(subject(suites=suites)))
+    assert found == {"suite core": "pass", "suite unlearning": "pass"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "field", "model"),
+    [
+        ("core", "context_size", "nano"),
+        ("sparse_probing", "context_length", "nano"),
+        ("unlearning", "seq_len", "nano-it"),
+    ],
+)
+def test_a_suite_reads_no_longer_contexts_than_its_model(subject, suite, field, model):
+    n_ctx = shape_of(resolve(model)).n_ctx
+    (long,) = settings.suites(subject(suites={suite: {field: n_ctx + 1}}))
+    told = f"suites.{suite}.{field}={n_ctx + 1}: exceeds the {n_ctx} of model {model!r}"
+    assert (long.state, long.message, long.fix) == ("fail", told, "lower it")
+    (fits,) = settings.suites(subject(suites={suite: {field: n_ctx}}))
+    assert fits.state == "pass"
 
 
 def test_settings_that_differ_in_the_knob_alone_are_rehearsed_once(subject, monkeypatch):

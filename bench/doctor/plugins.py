@@ -10,7 +10,9 @@ from bench.doctor.report import Check
 from bench.doctor.subject import Subject
 from bench.errors import UserError
 from bench.model_files import missing
+from bench.models import on_side
 from bench.requirements import settings_of
+from bench.shapes import shape_of
 
 
 def checks(subject: Subject) -> Iterator[Check]:
@@ -29,7 +31,9 @@ def suites(subject: Subject) -> Iterator[Check]:
             if problems := list(_undeclared(name, subject.cache)):
                 yield Check(f"suite {name}", "fail", *problems[0])
                 continue
-            settings_of(name, fields)
+            if problems := list(_too_long(subject, name, settings_of(name, fields))):
+                yield from (Check(f"suite {name}", "fail", *problem) for problem in problems)
+                continue
         except UserError as error:
             yield Check(f"suite {name}", "fail", str(error))
         else:
@@ -45,6 +49,20 @@ def _undeclared(suite: str, work: Path) -> Iterator[tuple[str, str]]:
 
     for problem in declares(SuiteRehearsal(registry.describe("suites", suite), work)):
         yield f"suite {suite!r}: {problem.message}", problem.fix
+
+
+def _too_long(subject: Subject, suite: str, settings: Any) -> Iterator[tuple[str, str]]:
+    """Settings with more tokens than the suite's model reads at once, each with the fix."""
+    try:
+        spec = on_side(subject.spec, subject.side_of(suite))
+    except UserError:  # told with the pair
+        return
+    if (shape := shape_of(spec)) is None:
+        return
+    for name in registry.load("suites", suite).contexts:
+        if (value := getattr(settings, name)) > shape.n_ctx:
+            what = f"suites.{suite}.{name}={value}: exceeds the {shape.n_ctx}"
+            yield f"{what} of model {spec.name!r}", "lower it"
 
 
 def rehearsals(subject: Subject) -> Iterator[Check]:
