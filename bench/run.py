@@ -1,6 +1,7 @@
 """The pipeline: train every variant on the same activations, score all, collect the cells."""
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -42,7 +43,7 @@ def run(
         config = preflight.without(config, left_out)
         pin(config, out, out.parent / CACHE)
         progress = rates.Timed(progress, config, out.parent / CACHE)
-        with kept(out, config.name, holder) as journal, _full_disk_told():
+        with kept(out, config.name, holder) as journal, _disk_told(out.parent):
             return _run(config, out, journal, journal.noting(progress), retry_failed, left_out)
 
 
@@ -81,13 +82,16 @@ def _run(
 
 
 @contextmanager
-def _full_disk_told() -> Iterator[None]:
+def _disk_told(results: Path) -> Iterator[None]:
+    """Stop in one line where the disk is full, or a file of the results is out of reach."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunStopped(f"{error}: make room; what is finished is kept") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunStopped(f"{error}: make room; what is finished is kept") from error
+        if error.filename and Path(os.fsdecode(error.filename)).is_relative_to(results):
+            raise RunStopped(f"{error}; what is finished is kept") from error
+        raise
 
 
 def save_config(config: RunConfig, out: Path) -> None:

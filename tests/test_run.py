@@ -1,5 +1,6 @@
 """The whole pipeline on a tiny model, with a real suite process: nothing is computed twice."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 
 from bench import datasets, models, registry
 from bench.config import ControlConfig, RunConfig, TrainConfig, VariantConfig, load_config
-from bench.errors import UserError
+from bench.errors import RunStopped, UserError
 from bench.result import Cell, load_run
 from bench.run import outline, run, save_config
 from tests import tiny
@@ -134,6 +135,15 @@ def test_a_suite_that_cannot_run_is_left_out_until_it_can(go, monkeypatch, tmp_p
     monkeypatch.setattr(models, "MODELS", both)
     cells, n_computed = go(suites=suites, controls=())
     assert ({c.suite: c.state for c in cells}, n_computed) == ({"rows": "ok", "talk": "ok"}, 1)
+
+
+def test_a_folder_out_of_reach_stops_the_run_in_one_line(go, monkeypatch):
+    def train(config, spec, hub, out, progress, **others):
+        raise PermissionError(errno.EACCES, "Permission denied", str(out / "saes" / "topk"))
+
+    monkeypatch.setattr("bench.train.train_all", train)
+    with pytest.raises(RunStopped, match="Permission denied: .*topk'; what is finished is kept"):
+        go()
 
 
 def test_a_relative_run_folder_is_found_by_the_suites(go, tmp_path, monkeypatch):

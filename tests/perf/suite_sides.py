@@ -46,7 +46,7 @@ class Reference:
     """`run_eval` for one SAE after the other."""
 
     def __init__(self, world: World, suite: str, n: int, folder: Path):
-        self.world, self.suite = world, _suite(world, suite)
+        self.world, self.suite = world, suite_of(world, suite)
         self.ctx, self.handles = world.context(folder, "reference"), world.handles(n)
         self._one = getattr(self, f"_{suite}")()
         self.found, self.work = {}, Work()
@@ -152,7 +152,7 @@ class Fast:
     """All SAEs at once."""
 
     def __init__(self, world: World, suite: str, n: int, folder: Path):
-        self.world, self.suite = world, _suite(world, suite)
+        self.world, self.suite = world, suite_of(world, suite)
         self.ctx, self.handles = world.context(folder, "fast"), world.handles(n)
         self.ctx.cache = Artifacts(folder / "shared", 1.0)
         self._all = getattr(self, f"_{suite}")
@@ -204,11 +204,15 @@ def assert_same(suite: str, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
             assert ours[label] == theirs[label], label
 
 
-def _suite(world: World, name: str) -> Any:
+def suite_of(world: World, name: str) -> Any:
     from bench import registry
 
-    suite = registry.load("suites", name)
-    return suite(suite.Config(**world.configs[name]))
+    kind = registry.load("suites", name)
+    suite = kind(kind.Config(**world.configs[name]))
+    if name == "unlearning":
+        # sae_bench has no such grid, and a run may not be without
+        object.__setattr__(suite.cfg, "relative_multipliers", ())
+    return suite
 
 
 def _of_core(raw: Any) -> Any:

@@ -174,7 +174,6 @@ def nano() -> World:
             "retain_thresholds": (0.0005, 0.001),
             "n_features_list": (40, 80),
             "multipliers": (100, 200),
-            "relative_multipliers": (),  # sae_bench has no such grid
             "dataset_size": 100,
             "seq_len": 128,
             "llm_batch_size": 16,
@@ -206,7 +205,6 @@ def toy() -> World:
         "absorption": _absorption(min_feats_for_eval=15, min_GT_probe_f1=0.3),
         "unlearning": {
             "multipliers": (25, 50, 100, 200),
-            "relative_multipliers": (),
             "min_questions": 1,
             "dataset_size": 60,
             "seq_len": 256,

@@ -1,0 +1,16 @@
+"""The races of suites, which run by hand, still fit the suites."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["nano", "toy"])
+def test_the_suites_accept_the_settings_of_the_races(name, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "perf")
+    from suite_sides import suite_of
+    from worlds import WORLDS
+
+    world = WORLDS[name]()
+    for suite, fields in world.configs.items():
+        assert fields.items() <= vars(suite_of(world, suite).cfg).items()
