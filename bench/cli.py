@@ -38,6 +38,13 @@ class Commands(click.Group):
                 raise  # a run says itself what its folder lacks
             click.echo(f"error: {str(error.filename)!r}: {error.strerror}", err=True)
             ctx.exit(REFUSED)
+        except ModuleNotFoundError as error:
+            from bench.doctor.packages import requirement_of
+
+            if (requirement := requirement_of(error.name or "")) is None:
+                raise
+            click.echo(f"error: {error}; fix: pip install '{requirement}'", err=True)
+            ctx.exit(REFUSED)
         except Interrupted as error:
             click.echo(f"interrupted {error}: `run` again goes on from here", err=True)
             raise

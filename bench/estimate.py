@@ -86,6 +86,7 @@ class Hours(NamedTuple):
     suites_s: dict[str, float | None]
     """Suite -> all its SAEs; None where nothing was measured yet."""
     suites_from: str
+    """Empty where nothing is known."""
     n_workers: int
 
     @property
@@ -172,19 +173,21 @@ def _suites(config: RunConfig, spec: ModelSpec, out: Path) -> tuple[dict[str, fl
 
     made = (len(config.variants) + len(config.controls)) * len(config.seeds)
     n_saes = made + len(config.saelens)
-    walls = _earlier(out.resolve().parent / STORE)
+    walls, cache = _earlier(out.resolve().parent / STORE), out.resolve().parent / CACHE
     found: dict[str, float | None] = {}
     n_cells = 0
     for suite in config.suites:
-        same = walls.get((suite, engine_of(config, suite), spec.name), [])
-        found[suite] = statistics.median(same) * n_saes if same else None
+        engine = engine_of(config, suite)
+        same = walls.get((suite, engine, spec.name), [])
+        set_up = rates.set_up_s(cache, suite, engine, config.model) or 0.0
+        found[suite] = set_up + statistics.median(same) * n_saes if same else None
         n_cells += len(same)
     if n_cells:
         return found, f"{n_cells} cells of earlier runs, which may have had other settings"
     if spec.name in ("gemma-2-2b", "gemma-2-9b") and config.device.startswith("cuda"):
         known = {s: _published(s, n_saes) for s in config.suites}
         return known, "SAEBench's README, for an RTX 3090 and Gemma-2-2B"
-    return found, "not measured before a first run"
+    return found, ""
 
 
 def _published(suite: str, n_saes: int) -> float | None:

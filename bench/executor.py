@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench import rates
 from bench.errors import RunStopped
 from bench.files import write_atomic
 from bench.keys import versions
@@ -221,6 +222,8 @@ class _Suite:
             raise RunStopped(f"suite {self._job.suite!r}: {process.last_line()}")
         if not left:
             self._n_deaths = 0
+            if process.cells == self._job.cells:
+                self._note_set_up(time.monotonic() - process.began)
             return
         if len(process.cells) > 1:
             LOG.warning("%s: %s; going on", self._job.suite, process.why())
@@ -234,6 +237,15 @@ class _Suite:
             why = f"not tried: {GIVE_UP_AFTER} SAEs before it each ended with: {process.why()}"
             self._fail(behind, why, process.tail())
             self._waiting.clear()
+
+    def _note_set_up(self, wall_s: float) -> None:
+        """Keep what a process that did all SAEs took beside them, for the next estimate."""
+        job = self._job
+        of_saes = sum(cell.wall_s or 0.0 for planned in job.cells if (cell := planned.load()))
+        with contextlib.suppress(OSError):  # a full disk costs the estimate
+            rates.keep_set_up(
+                job.cache_dir, job.suite, job.engine, job.model, max(0.0, wall_s - of_saes)
+            )
 
     def _fail(self, cells: Sequence[PlannedCell], reason: str, detail: str) -> None:
         for cell in cells:
@@ -255,6 +267,7 @@ class _Process:
     log_start: int
     """Bytes of the log that are of earlier processes."""
     lifeline: int
+    began: float
     is_alive_at: float
     """When it started, or a cell of it last ended."""
     limit_s: float | None = None
@@ -328,7 +341,8 @@ def _started(job: SuiteJob, cells: tuple[PlannedCell, ...], *, is_first: bool) -
         )
         start = 0 if is_first else log.tell()
     os.close(held)
-    return _Process(cells, process, path, start, lifeline, time.monotonic())
+    now = time.monotonic()
+    return _Process(cells, process, path, start, lifeline, began=now, is_alive_at=now)
 
 
 def _command(job_file: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""How fast this machine trained SAEs before, kept beside the runs so that the next can be told."""
+"""How fast this machine trained SAEs and set up suites before, so that the next run can be told."""
 
 import json
 import time
@@ -59,6 +59,24 @@ def kept(config: RunConfig, cache: Path) -> float | None:
         return float(found["sae_steps_per_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def keep_set_up(cache: Path, suite: str, engine: str, model: str, seconds: float) -> None:
+    """Note how long a suite took beside its SAEs: starting, and what they have in common."""
+    write_atomic(_suite_path(cache, suite, engine, model), json.dumps({"set_up_s": seconds}))
+
+
+def set_up_s(cache: Path, suite: str, engine: str, model: str) -> float | None:
+    """What was noted last; None without an earlier run."""
+    try:
+        found = json.loads(_suite_path(cache, suite, engine, model).read_text(encoding="utf-8"))
+        return float(found["set_up_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _suite_path(cache: Path, suite: str, engine: str, model: str) -> Path:
+    return cache / RATES / f"{content_key(['set-up', suite, engine, model])}.json"
 
 
 def _path(config: RunConfig, cache: Path) -> Path:

@@ -1,6 +1,8 @@
 """The command line: exit status, one-line errors, and nothing heavy before it is needed."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +138,21 @@ def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, command, below)
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
     assert done.output.startswith(f"error: '{tmp_path}/file")
     assert done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("check", "topk"), ("run", "--dry-run")])
+def test_a_package_that_is_not_installed_is_one_line(tmp_path, command):
+    source = "raise ModuleNotFoundError('No module torch', name='torch')"
+    (tmp_path / "torch.py").write_text(source)
+    found = subprocess.run(
+        [sys.executable, "bench.py", *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert re.fullmatch(r"error: No module torch; fix: pip install 'torch.*'\n", found.stderr)
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(monkeypatch, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 
 from bench import estimate, rates
 from bench.config import ControlConfig, RunConfig, TrainConfig, VariantConfig
+from bench.doctor.hours import lines
 from bench.models import resolve
-from bench.result import STORE
+from bench.result import CACHE, STORE
 from tests import cells
 
 CONFIG = RunConfig(
@@ -113,6 +114,15 @@ def test_suites_take_what_their_earlier_cells_took(tmp_path: Path):
     assert found is not None
     assert found.suites_s == {"core": 2.0 * 6, "absorption": None}  # 4 trained, 2 controls
     assert found.unknown == ["absorption"] and "3 cells" in found.suites_from
+    rates.keep_set_up(tmp_path / CACHE, "core", CONFIG.engine, "nano", 30.0)
+    again = estimate.hours(CONFIG, NANO, tmp_path / "run")
+    assert again is not None and again.suites_s["core"] == 30.0 + 2.0 * 6
+
+
+def test_before_a_first_run_nothing_is_known_of_suites(tmp_path: Path):
+    found = estimate.hours(CONFIG, NANO, tmp_path / "run")
+    assert found is not None
+    assert list(lines(found))[-1] == "suites: not known before a first run"
 
 
 def test_disk_counts_saes_checkpoints_and_caches():

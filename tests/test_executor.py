@@ -3,11 +3,12 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from bench import executor, worker
+from bench import executor, rates, worker
 from bench.executor import SuiteJob, run_suites
 from bench.ledger import PlannedCell
 from bench.result import CELL_FILE, Cell, SaeInfo
@@ -132,6 +133,27 @@ def test_a_process_has_its_own_folder_and_one_thread(tmp_path, process):
     assert cwd == str(one.work)
     assert threads == "1"
     assert path.startswith(str(executor.ROOT))
+
+
+def test_what_a_suite_took_beside_its_saes_is_kept_for_the_next_estimate(tmp_path, process):
+    def finishing(planned, wall_s):
+        return finish(replace(planned, sae=info(planned.sae.label))).replace(
+            '\\"wall_s\\": null', f'\\"wall_s\\": {wall_s}'
+        )
+
+    mine = job(tmp_path)
+    process("import time; time.sleep(0.5)\n" + "".join(finishing(c, 0.1) for c in mine.cells))
+    assert [cell.wall_s for cell in run_suites([mine], 1, quiet)] == [0.1] * 3
+    kept = rates.set_up_s(mine.cache_dir, "fake", "reference", "nano")
+    assert kept is not None and 0.2 <= kept < 60
+    assert rates.set_up_s(mine.cache_dir, "fake", "fast", "nano") is None
+
+
+def test_a_suite_that_did_not_get_through_says_nothing_of_its_set_up(tmp_path, process):
+    mine = job(tmp_path)
+    process(finish(mine.cells[0]))
+    run_suites([mine], 1, quiet)
+    assert rates.set_up_s(mine.cache_dir, "fake", "reference", "nano") is None
 
 
 def test_scratch_files_go_and_the_log_stays(tmp_path, process):

@@ -26,7 +26,10 @@ def lines(found: Hours) -> Iterator[str]:
     yield f"about {words(found.total_s)} if nothing is finished yet{unknown}"
     yield f"training {words(found.training_s)}, from {found.training_from}"
     known = [f"{s} {words(t)}" for s, t in found.suites_s.items() if t is not None]
-    yield f"suites {', '.join(known) or 'not known'}, from {found.suites_from}"
+    if known:
+        yield f"suites {', '.join(known)}, from {found.suites_from}"
+    else:
+        yield "suites: not known before a first run"
 
 
 def words(seconds: float) -> str:

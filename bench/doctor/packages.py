@@ -14,6 +14,8 @@ OURS = "sae-verdict"
 NEIGHBOUR = "sae-bench"
 """Its own bounds count too: it is installed without upper bounds of ours in some places."""
 SHOWN = ("torch", "transformers", "transformer-lens", "sae-lens", "sae-bench", "datasets", "numpy")
+NAMES = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+"""Modules that are not named after what is installed."""
 PYTHON = ((3, 11), (3, 13))
 
 
@@ -42,6 +44,15 @@ def versions() -> Iterator[Check]:
     if not unmet:
         known = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in SHOWN)
         yield Check("packages", "pass", known)
+
+
+def requirement_of(module: str) -> str | None:
+    """The requirement of ours that brings a module; None for a module of something else."""
+    from packaging.requirements import Requirement
+
+    package = module.partition(".")[0]
+    name = NAMES.get(package, package.replace("_", "-"))
+    return next((line for line in _required() if Requirement(line).name == name), None)
 
 
 def torchvision() -> Check:
