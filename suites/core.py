@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.context import (
     EvalContext,
@@ -132,6 +132,12 @@ class CoreSuite(Suite):
 
     engines = ("reference", "fast")
     contexts = ("context_size",)
+    rehearsal: ClassVar = {
+        "context_size": 32,
+        "batch_size_prompts": 4,
+        "n_eval_reconstruction_batches": 1,
+        "n_eval_sparsity_variance_batches": 1,
+    }
 
     def data(self) -> tuple[DataNeed, ...]:
         """The start of the text, enough for every batch."""

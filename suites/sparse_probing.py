@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.context import (
     EvalContext,
@@ -136,6 +136,12 @@ class SparseProbingSuite(Suite):
 
     engines = ("reference", "fast")
     contexts = ("context_length",)
+    rehearsal: ClassVar = {
+        "dataset_names": ["fancyzhx/ag_news"],
+        "probe_train_set_size": 20,
+        "probe_test_set_size": 8,
+        "context_length": 32,
+    }
     batch_sizes = ("llm_batch_size", "sae_batch_size")
 
     def data(self) -> tuple[DataNeed, ...]:

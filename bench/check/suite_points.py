@@ -1,18 +1,23 @@
 """Points about a suite: what it declares, and what it answers on the embedded nano world."""
 
 import ast
+import contextlib
+import io
 import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from bench import ops, registry
 from bench.check.report import Point, Problem
 from bench.strict import build
-from bench.suite import Answer, Failed, Metric, SaeHandle, Scored, Side, Skipped, Suite
+from bench.suite import Answer, Engine, Failed, Metric, SaeHandle, Scored, Side, Skipped, Suite
+
+if TYPE_CHECKING:
+    from bench.datasets import LocalHub
 
 LAYER, D_SAE = 2, 64
 SEED = 42
@@ -40,23 +45,27 @@ class SuiteRehearsal:
         return self.cls.rehearsal
 
     @cached_property
-    def answers(self) -> list[Answer]:
-        """What it says of each SAE."""
-        from bench.context import EvalContext
+    def answers(self) -> dict[Engine, list[Answer]]:
+        """What it says of each SAE, with each engine that it has."""
         from bench.datasets import LocalHub
-        from bench.models import resolve
         from bench.nano.data import DataSizes, write_datasets
 
         data = self.work / "data"
-        write_datasets(
-            data, DataSizes(web=400, retain=60, forget=20, probe_train=40, probe_test=20)
-        )
+        write_datasets(data, DataSizes(**N_ROWS))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return {engine: self._answers(LocalHub(data), engine) for engine in self.cls.engines}
+
+    def _answers(self, hub: "LocalHub", engine: Engine) -> list[Answer]:
+        from bench.context import EvalContext
+        from bench.models import resolve
+
         ctx = EvalContext(
             spec=resolve("nano"),
-            hub=LocalHub(data),
+            hub=hub,
             seed=SEED,
-            work=self.work / "scratch",
-            artifacts=self.work / "artifacts",
+            work=self.work / f"scratch-{engine}",
+            artifacts=self.work / f"artifacts-{engine}",
+            engine=engine,
         )
         suite = self.cls(build(self.cls.Config, self.settings, self.plugin.name))
         saes = [_handle("first", 0.0), _handle("silent", -1e6), _handle("again", 0.0)]
@@ -114,29 +123,31 @@ def answers_for_each(r: SuiteRehearsal) -> Iterator[Problem]:
     """One result per SAE, in order, with declared metrics in their ranges."""
     if r.settings is None:
         return
-    labels = [a.label for a in r.answers]
-    if labels != ["first", "silent", "again"]:
-        yield Problem(f"gave results for {', '.join(labels) or 'none'}, not for each SAE in order")
-        return
-    for answer in r.answers:
-        if isinstance(answer, Failed):
-            yield Problem(f"failed on {answer.label!r}: {answer.error}")
-        elif isinstance(answer, Skipped):
-            yield Problem(f"skipped {answer.label!r}: {answer.reason}")
-        elif not answer.invalid:
-            yield from _outside(answer, r.cls.metrics)
+    for engine, answers in r.answers.items():
+        labels = [a.label for a in answers]
+        if labels != ["first", "silent", "again"]:
+            given = ", ".join(labels) or "none"
+            yield Problem(f"{engine}: gave results for {given}, not for each SAE in order")
+            return
+        for answer in answers:
+            if isinstance(answer, Failed):
+                yield Problem(f"{engine}: failed on {answer.label!r}: {answer.error}")
+            elif isinstance(answer, Skipped):
+                yield Problem(f"{engine}: skipped {answer.label!r}: {answer.reason}")
+            elif not answer.invalid:
+                yield from _outside(answer, r.cls.metrics)
 
 
 def answers_alike(r: SuiteRehearsal) -> Iterator[Problem]:
     """The first SAE of the list and the last are the same one."""
     if r.settings is None:
         return
-    first, again = r.answers[0], r.answers[2]
-    assert isinstance(first, Scored) and isinstance(again, Scored)  # an earlier point has failed
-    for name, value in first.metrics.items():
-        other = again.metrics.get(name)
-        if value != other:
-            yield Problem(f"{name} is {value} for the first SAE and {other} for the same one again")
+    for engine, (first, _, again) in r.answers.items():
+        assert isinstance(first, Scored) and isinstance(again, Scored)  # an earlier point failed
+        for name, value in first.metrics.items():
+            if value != (other := again.metrics.get(name)):
+                what = f"{value} for the first SAE and {other} for the same one again"
+                yield Problem(f"{engine}: {name} is {what}")
 
 
 def _outside(answer: Scored, metrics: tuple[Metric, ...]) -> Iterator[Problem]:
