@@ -19,6 +19,8 @@ def train_lockstep(
 
     Goes on from the checkpoint of each. What fails in one stops that one only, see its `outcome`.
     """
+    if not trainees:
+        return
     own = [t for t in trainees if type(t.variant).train is not Variant.train]
     together = [t for t in trainees if t not in own]
     with parallel.one_thread(parallel.is_small(stream)) as n_processes:
@@ -62,7 +64,7 @@ def _take_steps(trainees: Sequence[Trainee], stream: Stream, report: Report | No
     if first == stream.n_steps:
         return
     for i, batch in enumerate(stream.batches(first), first):
-        running = [t for t in trainees if t.is_running]
+        running = [t for t in trainees if t.is_running and t.outcome.n_steps < stream.n_steps]
         if not running:
             return
         for trainee in running:

@@ -18,14 +18,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from bench.signals import ENDING
 from bench.trainee import Trainee
-from bench.variant import Batch, Stream
+from bench.variant import Stream
 
 LOG = logging.getLogger(__name__)
 Report = Callable[[int, int, Sequence[str]], None]
@@ -34,16 +34,15 @@ Work = Callable[[Sequence[Trainee], Stream, Report], object]
 """Takes the steps of some SAEs on the batches of a stream, and reports."""
 SMALL_FLOPS = 2e9
 """Of a step: 0.45e9 on nano. Where threads gain much less than twice the speed (measured)."""
-SILENT_S = 60.0
-"""A process from which nothing is heard for so long is given up."""
-ALIVE_EVERY_S = 1.0
-"""Between two signs of life of a process."""
+IDLE_S = 60.0
+"""A process that neither computes nor reports for so long is given up."""
+LOOK_EVERY_S = 1.0
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
 
 class Message(NamedTuple):
-    """A report on its way from a process to its parent, which gets None as a sign of life."""
+    """A report on its way from a process to its parent."""
 
     done: int
     total: int
@@ -57,9 +56,11 @@ def is_small(stream: Stream) -> bool:
     differently, and an SAE's weights must not depend on its company.
     """
     config = stream.config
-    if not getattr(stream, "is_in_memory", False) or stream.sample.device.type != "cpu":
+    if not _has_fork() or not getattr(stream, "is_in_memory", False):
         return False
-    return 12.0 * config.batch_size * stream.sample.shape[1] * config.d_sae <= SMALL_FLOPS
+    sample = stream.sample
+    flops = 12.0 * config.batch_size * sample.shape[1] * config.d_sae
+    return sample.device.type == "cpu" and flops <= SMALL_FLOPS
 
 
 @contextlib.contextmanager
@@ -69,7 +70,8 @@ def one_thread(is_wanted: bool) -> Iterator[int]:
     if is_wanted:
         torch.set_num_threads(1)
     try:
-        yield before if is_wanted and _can_fork() else 1
+        # a daemon, such as a worker of a pool, may not have children
+        yield before if is_wanted and not multiprocessing.current_process().daemon else 1
     finally:
         torch.set_num_threads(before)
 
@@ -88,7 +90,6 @@ def advance(
     n_processes = min(n_processes, len(trainees))
     if n_processes < 2:
         return
-    assert len(stream.sample)  # read now, so that the processes share it
     groups = [trainees[i::n_processes] for i in range(n_processes)]
     with _children(work, groups, stream) as children:
         _follow(children, report)
@@ -100,41 +101,54 @@ class _Child:
     def __init__(self, process: BaseProcess, messages: Connection):
         self.process, self.messages = process, messages
         self.last: Message | None = None
-        self._heard_at = time.monotonic()
+        self._looked_at, self._cpu_s, self._idle_s = time.monotonic(), 0.0, 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last report was of the last step."""
+        return self.last is not None and self.last.done == self.last.total
 
     def listen(self) -> bool:
         """Take the newest message; False once there are no more to come."""
+        now, cpu_s = time.monotonic(), _cpu_s(self.process.pid)
+        is_idle, self._cpu_s = cpu_s <= self._cpu_s, cpu_s
         try:
             while self.messages.poll():
-                self.last = self.messages.recv() or self.last
-                self._heard_at = time.monotonic()
+                self.last = self.messages.recv()
+                is_idle = False
         except (EOFError, OSError):
+            self._tell_of_its_end()
             return False
-        if time.monotonic() - self._heard_at <= SILENT_S:
+        # a look after a long while, as when all were suspended, says no more than a usual one
+        looked_for = min(now - self._looked_at, 2 * LOOK_EVERY_S)
+        self._looked_at, self._idle_s = now, self._idle_s + looked_for if is_idle else 0.0
+        if self._idle_s <= IDLE_S:
             return True
-        LOG.warning("a training process was silent for %g s; going on without it", SILENT_S)
+        LOG.warning("a training process was idle for %g s; going on without it", IDLE_S)
         return False
+
+    def _tell_of_its_end(self) -> None:
+        self.process.join(LOOK_EVERY_S)
+        if self.process.exitcode:
+            LOG.warning(
+                "a training process ended with exit status %d; going on without it",
+                self.process.exitcode,
+            )
 
 
 @contextlib.contextmanager
 def _children(
     work: Work, groups: Sequence[Sequence[Trainee]], stream: Stream
 ) -> Iterator[list[_Child]]:
-    """A forked process per group; none is left behind the block."""
-    context = multiprocessing.get_context("fork")
+    """A forked process per group, as far as the system allows; none is left behind the block."""
     children: list[_Child] = []
     try:
         for group in groups:
-            heard, told = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_main, args=(work, group, stream, told, os.getpid()), daemon=True
-            )
-            with warnings.catch_warnings():
-                # Python 3.12 warns of threads: PyTorch's, which a child with one never calls
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            told.close()
-            children.append(_Child(process, heard))
+            try:
+                children.append(_started(work, group, stream))
+            except OSError as error:  # too many processes or open files, too little memory
+                LOG.warning("no training process can be started: %s", error)
+                break
         yield children
     finally:
         for child in children:
@@ -143,41 +157,39 @@ def _children(
             child.messages.close()
 
 
+def _started(work: Work, group: Sequence[Trainee], stream: Stream) -> _Child:
+    context = multiprocessing.get_context("fork")
+    heard, told = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_main, args=(work, group, stream, told, os.getpid()), daemon=True
+    )
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads: PyTorch's, which a child with one never calls
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+    except OSError:
+        heard.close()
+        raise
+    finally:
+        told.close()
+    return _Child(process, heard)
+
+
 def _follow(children: Sequence[_Child], report: Report | None) -> None:
     """Pass the reports on until every process has ended or is given up."""
     running = list(children)
     n_done = 0
     while running:
-        wait([child.messages for child in running], timeout=ALIVE_EVERY_S)
+        wait([child.messages for child in running], timeout=LOOK_EVERY_S)
         running = [child for child in running if child.listen()]
-        last = [child.last for child in children if child.last or child in running]
+        # one that ended early is left to the parent
+        last = [c.last for c in children if c in running or c.is_finished]
         heard = [message for message in last if message]
-        if report and len(heard) == len(last) and (done := min(m.done for m in heard)) > n_done:
+        done = min((message.done for message in heard), default=0)
+        if report and len(heard) == len(last) and done > n_done:
             report(done, heard[0].total, [note for m in heard for note in m.notes])
             n_done = done
-
-
-class _Alive:
-    """A stream that gives a sign of life between its batches."""
-
-    def __init__(self, stream: Stream, told: Connection):
-        self.config, self.n_steps = stream.config, stream.n_steps
-        self._stream, self._told = stream, told
-
-    @property
-    def sample(self) -> Tensor:
-        return self._stream.sample
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches()
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        told_at = 0.0
-        for batch in self._stream.batches(start):
-            if time.monotonic() - told_at >= ALIVE_EVERY_S:
-                self._told.send(None)
-                told_at = time.monotonic()
-            yield batch
 
 
 def _main(
@@ -189,22 +201,34 @@ def _main(
     torch.set_num_threads(1)
 
     def tell(done: int, total: int, notes: Sequence[str]) -> None:
+        if any(trainee.has_lost_a_checkpoint for trainee in trainees):
+            raise OSError("what is trained here cannot be handed over")
         told.send(Message(done, total, tuple(notes)))
 
     with contextlib.suppress(Exception):
-        work(trainees, _Alive(stream, told), tell)
+        work(trainees, stream, tell)
     told.close()
 
 
 def _end_with(parent: int) -> None:
     """End when the parent does, in whatever way, and on a signal at once."""
     for number in ENDING:
-        signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
         os._exit(1)
 
 
-def _can_fork() -> bool:
+def _cpu_s(pid: int | None) -> float:
+    """Seconds that a process has computed for; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _has_fork() -> bool:
     # beside CUDA, autograd has threads of its own, which a fork does not have
     return sys.platform == "linux" and not torch.cuda.is_available()

@@ -89,7 +89,8 @@ def _disk_told(results: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunStopped(f"{error}: make room; what is finished is kept") from error
-        if error.filename and Path(os.fsdecode(error.filename)).is_relative_to(results):
+        name = error.filename
+        if isinstance(name, str | bytes) and Path(os.fsdecode(name)).is_relative_to(results):
             raise RunStopped(f"{error}; what is finished is kept") from error
         raise
 

@@ -82,7 +82,7 @@ def shape_of(spec: ModelSpec) -> Shape | None:
     path = Path(spec.source) / "config.json"
     try:
         return _from_config(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -98,7 +98,7 @@ def _from_config(raw: dict[str, Any]) -> Shape:
         d_head=d_head,
         d_mlp=raw["intermediate_size"],
         d_vocab=raw["vocab_size"],
-        n_ctx=raw["max_position_embeddings"],
+        n_ctx=int(raw["max_position_embeddings"]),
         is_gated=raw.get("model_type") != "gpt_neox",
         rotary_dim=int(d_head * raw.get("rotary_pct", 1.0)),
     )

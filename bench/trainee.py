@@ -62,6 +62,8 @@ class Trainee:
         self.outcome = Outcome(0)
         self.note = ""
         """Loss, L0, explained variance and dead latents at the last report."""
+        self.has_lost_a_checkpoint = False
+        """Whether one could not be written."""
         self._config, self._n_steps, self._seed = config, n_steps, seed
         self._generator, self._log, self._snapshots = generator, log or TrainingLog(), snapshots
         self._optimiser = torch.optim.Adam(
@@ -247,6 +249,7 @@ class Trainee:
         try:
             self._snapshots.save(self._snapshot())
         except (OSError, ValueError, TypeError) as error:
+            self.has_lost_a_checkpoint = True
             LOG.warning("%s: no checkpoint at %d: %s", self.label, self.outcome.n_steps, error)
 
     def _snapshot(self) -> Snapshot:

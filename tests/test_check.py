@@ -82,6 +82,17 @@ def test_what_is_exported_must_survive_a_checkpoint_too(checked):
     assert "exported b_dec ends up different" in failed["resume"]
 
 
+def test_finish_may_use_only_what_a_checkpoint_holds(checked):
+    """The last step may have been taken in another process."""
+    after = "        ops.normalise_rows_(self.W_dec)\n"
+    finish = (
+        "        self.last = batch.x.abs().mean()\n\n    def finish(self, stream):\n"
+        "        self.b_dec.add_(0.01 * getattr(self, 'last', 0.0))\n"
+    )
+    failed = by_status(checked(GOOD.replace(after, after + finish)), "fail")
+    assert "b_dec ends up different" in failed["resume"] and "step 24 of 24" in failed["resume"]
+
+
 def test_a_mistake_is_told_with_its_file_and_line(checked, tmp_path):
     source = GOOD.replace("        f = self.encode(batch.x)", "        f = self.encode(batch.y)")
     message = by_status(checked(source), "fail")["losses"]

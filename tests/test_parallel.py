@@ -1,5 +1,6 @@
 """Training in processes: the same weights as in one, whatever happens to a process."""
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -25,21 +26,27 @@ N_STEPS = 40
 
 
 class Stream(FakeStream):
-    """Small enough for processes; they may be slow."""
+    """Small enough for processes; its batches may be slow, and are counted."""
 
     is_in_memory = True
     pause_s = 0.0
+    n_drawn = 0
+    """In this process."""
 
     def _pass(self):
         for batch in super()._pass():
             time.sleep(self.pause_s)
+            self.n_drawn += 1
             yield batch
 
 
 class Noting(TopK):
-    """Notes the processes that took its steps, and what it does there."""
+    """Notes the processes that took its steps, and fails in one of them as `fault` says."""
 
     fault = ""
+    fails_at = N_STEPS // 2
+    n_child_steps = multiprocessing.get_context("fork").Value("i")
+    """In processes, of all."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -48,11 +55,16 @@ class Noting(TopK):
     def after_step(self, batch, step):
         super().after_step(batch, step)
         is_child = os.getpid() != HERE
-        if is_child and step.number == N_STEPS // 2 and self.fault:
-            {"exit": lambda: os._exit(3), "hang": lambda: time.sleep(60)}[self.fault]()
-        if self.fault == "raise" and step.number == N_STEPS // 2:
-            raise IndexError("no such latent")
+        self.n_child_steps.value += is_child
         self.pids[step.number] = os.getpid()
+        if step.number != self.fails_at:
+            return
+        if self.fault == "raise":
+            raise IndexError("no such latent")
+        if self.fault == "exit" and is_child:
+            os._exit(3)
+        if self.fault == "hang" and is_child:
+            time.sleep(60)
 
 
 @pytest.fixture
@@ -65,6 +77,7 @@ def train(tmp_path, monkeypatch):
         folder = tmp_path / f"{n_threads} {fault}"
         torch.set_num_threads(n_threads)
         trainees = group(folder, stream, fault)[:n_saes]
+        Noting.n_child_steps.value = 0
         reports = []
         train_lockstep(trainees, stream, lambda *report: reports.append(report))
         assert torch.get_num_threads() == n_threads
@@ -127,10 +140,12 @@ def test_more_saes_than_processes_share_them(train):
 
 
 @pytest.mark.parametrize("fault", ["exit", "hang"])
-def test_what_a_process_leaves_undone_is_done_without_it(train, monkeypatch, fault):
-    monkeypatch.setattr(parallel, "SILENT_S", 0.5)
-    monkeypatch.setattr(parallel, "ALIVE_EVERY_S", 0.05)
+def test_what_a_process_leaves_undone_is_done_without_it(train, monkeypatch, caplog, fault):
+    monkeypatch.setattr(parallel, "IDLE_S", 0.5)
+    monkeypatch.setattr(parallel, "LOOK_EVERY_S", 0.05)
     trainees, _ = train(3, fault)
+    told = {"exit": "ended with exit status 3", "hang": "was idle for 0.5 s"}[fault]
+    assert f"a training process {told}; going on without it" in caplog.messages
     assert HERE in processes(trainees) and len(processes(trainees)) == 3
     assert [t.outcome for t in trainees] == [Outcome(N_STEPS)] * 3
     assert same(trainees, train(1)[0])
@@ -149,6 +164,85 @@ def test_a_failure_is_told_as_without_processes(train, tmp_path):
     assert [t.outcome.stop_reason for t in alone] == [reason, None, None]
     assert same(apart[1:], alone[1:])
     assert (tmp_path / "log.txt").read_text().count("a failed") == 1  # by the parent alone
+
+
+def test_what_is_finished_is_not_repeated(train):
+    """As after a crash between the end of training and the saving of the SAEs."""
+    trainees, _ = train(2)
+    again, reports = train(2)
+    assert same(again, trainees) and reports == []
+    assert Noting.n_child_steps.value == 0
+
+
+def test_processes_that_all_die_at_once_cost_nothing_else(train, monkeypatch):
+    monkeypatch.setattr(Noting, "fails_at", 0)
+    monkeypatch.setattr(Noting, "fault", "exit")
+    stream = Stream(N_STEPS)
+    stream.pause_s = 0.01
+    trainees, reports = train(2, stream=stream)
+    assert [t.outcome for t in trainees] == [Outcome(N_STEPS)] * 3
+    assert reports[-1][:2] == (N_STEPS, N_STEPS)
+
+
+def test_without_room_for_processes_there_are_none(train, monkeypatch, caplog):
+    def refuse(*args):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(parallel, "_started", refuse)
+    assert processes(train(3)[0]) == {HERE}
+    assert "no training process can be started" in caplog.text
+
+
+def test_a_worker_of_a_pool_trains_by_itself(tmp_path):
+    stream = Stream(N_STEPS)
+    trainees = group(tmp_path, stream)
+
+    def run():
+        torch.set_num_threads(2)
+        train_lockstep(trainees, stream)
+        os._exit(0 if all(t.outcome == Outcome(N_STEPS) for t in trainees) else 1)
+
+    worker = multiprocessing.get_context("fork").Process(target=run, daemon=True)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
+def test_where_one_stops_early_the_others_go_on_and_nothing_is_read_for_nothing(train):
+    stream = Stream(N_STEPS)
+    trainees, reports = train(3, "raise", stream)
+    assert trainees[0].outcome.n_steps == N_STEPS // 2
+    # the parent repeats what lies behind the last checkpoint of the one that failed
+    assert 0 < stream.n_drawn < N_STEPS
+    assert max(done for done, *_ in reports) == N_STEPS
+
+
+def test_what_cannot_be_handed_over_is_not_trained_twice(train, tmp_path):
+    (tmp_path / "2 ").mkdir()
+    for name in "abc":
+        (tmp_path / "2 " / name).write_text("no folder")
+    trainees, _ = train(2)
+    assert processes(trainees) == {HERE}
+    assert 0 < Noting.n_child_steps.value < N_STEPS  # until the first checkpoint was lost
+
+
+def test_a_signal_that_is_ignored_stays_so(train, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def step(self, batch, step):
+        is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self.pids[step.number] = is_ignored and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    monkeypatch.setattr(Noting, "after_step", step)
+    try:
+        trainees, _ = train(2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert processes(trainees) == {True}
+
+
+def test_nothing_to_train_reads_nothing():
+    train_lockstep([], None)
 
 
 def test_without_checkpoints_there_are_no_processes(train):

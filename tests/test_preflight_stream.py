@@ -9,6 +9,7 @@ from tiny import HOOK, pair
 from bench import preflight
 from bench.config import RunConfig, TrainConfig, VariantConfig
 from bench.models import ModelSpec
+from bench.pilot import FACTORS
 from bench.preflight_stream import at_once, problems
 
 
@@ -64,7 +65,7 @@ def test_the_most_saes_at_once_are_those_of_the_run_or_its_pilots():
     assert at_once(config(variants=tuple(topk))) == 3
     assert at_once(config(variants=tuple(topk), seeds=(0, 1, 2))) == 9
     # one search serves both targets
-    assert at_once(config(variants=tuple(relu))) == 4
+    assert at_once(config(variants=tuple(relu))) == len(FACTORS)
     assert at_once(config(variants=(*topk, *relu))) == 5
 
 

@@ -146,17 +146,19 @@ class Rehearsal:
             (self._unexplained(start), self._unexplained(variant)),
         )
 
-    def trained_shortly(self, *, interrupted: bool = False) -> tuple[dict[str, Tensor], Outcome]:
+    def trained_shortly(
+        self, interrupted_at: int | None = None
+    ) -> tuple[dict[str, Tensor], Outcome]:
         """Weights and what is exported after a short training, in one go or with a break."""
         folder = Path(tempfile.mkdtemp(dir=self.work))
         stream = self.short_stream
-        if interrupted:
+        if interrupted_at is not None:
             first = self._trainee(folder)
             with _quiet():
                 first.start(stream.sample)
-                for i, batch in zip(range(INTERRUPTED_AT), stream.batches()):
+                for i, batch in zip(range(interrupted_at), stream.batches()):
                     first.step(i, batch)
-        trainee = self._trainee(folder if interrupted else None)
+        trainee = self._trainee(folder if interrupted_at is not None else None)
         with _quiet():
             train_in_loop([trainee], stream)
         found = dict(trainee.variant.state_dict())

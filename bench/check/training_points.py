@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.check.rehearsal import INTERRUPTED_AT, N_STEPS, Rehearsal, same
+from bench.check.rehearsal import INTERRUPTED_AT, N_SHORT, N_STEPS, Rehearsal, same
 from bench.check.report import Point, Problem
 from bench.check.source_points import explained
 from bench.trainee import COLLAPSED_L0
@@ -78,15 +78,17 @@ def repeats(r: Rehearsal) -> Iterator[Problem]:
 def resumes(r: Rehearsal) -> Iterator[Problem]:
     if r.trains_itself:
         return
-    (straight, _), (resumed, outcome) = r.trained_shortly(), r.trained_shortly(interrupted=True)
-    if outcome.stop_reason is not None:
-        yield Problem(f"training that goes on was stopped: {outcome.stop_reason}")
-        return
-    for name in _different(straight, resumed):
-        yield Problem(
-            f"{name} ends up different when training goes on from a checkpoint at step "
-            f"{INTERRUPTED_AT}"
-        )
+    straight, _ = r.trained_shortly()
+    for n_steps in (INTERRUPTED_AT, N_SHORT):  # behind the last step too, as another process does
+        resumed, outcome = r.trained_shortly(interrupted_at=n_steps)
+        if outcome.stop_reason is not None:
+            yield Problem(f"training that goes on was stopped: {outcome.stop_reason}")
+            return
+        for name in _different(straight, resumed):
+            yield Problem(
+                f"{name} ends up different when training goes on from a checkpoint at step "
+                f"{n_steps} of {N_SHORT}"
+            )
 
 
 def knob_moves_l0(r: Rehearsal) -> Iterator[Problem]:
@@ -123,7 +125,7 @@ def _l0(r: Rehearsal, value: float) -> float:
 
 
 def _different(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    return [n for n, v in a.items() if not same(v, b[n])]
+    return [n for n, v in a.items() if n not in b or not same(v, b[n])]
 
 
 POINTS: tuple[Point[Rehearsal], ...] = (

@@ -60,7 +60,8 @@ def _too_long(subject: Subject, suite: str, settings: Any) -> Iterator[tuple[str
     if (shape := shape_of(spec)) is None:
         return
     for name in registry.load("suites", suite).contexts:
-        if (value := getattr(settings, name)) > shape.n_ctx:
+        value = getattr(settings, name)
+        if isinstance(value, int) and value > shape.n_ctx:
             what = f"suites.{suite}.{name}={value}: exceeds the {shape.n_ctx}"
             yield f"{what} of model {spec.name!r}", "lower it"
 
