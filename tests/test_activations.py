@@ -106,7 +106,7 @@ def test_little_memory_gives_the_same_tokens_mixed_beyond_a_batch(model, texts):
     whole = torch.cat([batch.x for batch in stream(model, texts)])
     made = stream(model, texts, **SMALL)
     mixed = [batch.x for batch in made]
-    assert not made._fits and all(len(x) == 50 for x in mixed)
+    assert not made.is_in_memory and all(len(x) == 50 for x in mixed)
     assert torch.equal(in_order(torch.cat(mixed)), in_order(whole))
     rows = of_tokens(model, texts[made._first_documents.n_texts :])[:600] / made.scale
     nearest = torch.cdist(mixed[3], rows).argmin(1)
