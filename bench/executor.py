@@ -241,10 +241,10 @@ class _Suite:
     def _note_set_up(self, wall_s: float) -> None:
         """Keep what a process that did all SAEs took beside them, for the next estimate."""
         job = self._job
-        times = [cell.wall_s for planned in job.cells if (cell := planned.load())]
-        if not all(times):  # of one that failed nothing is known
+        cells = [cell for planned in job.cells if (cell := planned.load())]
+        if any(cell.state == "failed" for cell in cells):  # how long it took is not known
             return
-        of_saes = sum(seconds or 0.0 for seconds in times)
+        of_saes = sum(cell.wall_s or 0.0 for cell in cells)
         with contextlib.suppress(OSError):  # a full disk costs the estimate
             rates.keep_set_up(
                 job.cache_dir, job.suite, job.engine, job.model, max(0.0, wall_s - of_saes)
