@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import rates
 from bench.errors import RunStopped
 from bench.files import write_atomic
 from bench.keys import versions
@@ -105,14 +104,16 @@ def run_suites(
     workers: int,
     progress: Progress,
     computing: Callable[[Collection[str]], object] = lambda keys: None,
+    set_up: Callable[[SuiteJob, float], object] = lambda job, seconds: None,
 ) -> list[Cell]:
     """Run each job in a process of its own, `workers` at a time; every cell ends in a state.
 
     The cells come back in the order of the jobs. `computing` gets the keys of the cells that are
-    at work. Raises RunStopped where results cannot be written.
+    at work, `set_up` the seconds that a job without a failure took beside its SAEs. Raises
+    RunStopped where results cannot be written.
     """
     total = sum(len(job.cells) for job in jobs)
-    suites = [_Suite(job) for job in jobs]
+    suites = [_Suite(job, set_up) for job in jobs]
     waiting, running = list(suites), list[_Suite]()
     last_report = 0.0
     try:
@@ -152,8 +153,8 @@ def failed(job: SuiteJob, planned: PlannedCell, reason: str, detail: str = "") -
 class _Suite:
     """One suite under way: a process on all its cells, and where one dies, others on the rest."""
 
-    def __init__(self, job: SuiteJob):
-        self._job = job
+    def __init__(self, job: SuiteJob, set_up: Callable[[SuiteJob, float], object]):
+        self._job, self._set_up = job, set_up
         self._waiting: list[tuple[PlannedCell, ...]] = [job.cells]
         self._process: _Process | None = None
         self._left = list(job.cells)
@@ -223,7 +224,7 @@ class _Suite:
         if not left:
             self._n_deaths = 0
             if process.cells == self._job.cells:
-                self._note_set_up(time.monotonic() - process.began)
+                self._tell_set_up(time.monotonic() - process.began)
             return
         if len(process.cells) > 1:
             LOG.warning("%s: %s; going on", self._job.suite, process.why())
@@ -238,17 +239,11 @@ class _Suite:
             self._fail(behind, why, process.tail())
             self._waiting.clear()
 
-    def _note_set_up(self, wall_s: float) -> None:
-        """Keep what a process that did all SAEs took beside them, for the next estimate."""
-        job = self._job
-        cells = [cell for planned in job.cells if (cell := planned.load())]
-        if any(cell.state == "failed" for cell in cells):  # how long it took is not known
-            return
-        of_saes = sum(cell.wall_s or 0.0 for cell in cells)
-        with contextlib.suppress(OSError):  # a full disk costs the estimate
-            rates.keep_set_up(
-                job.cache_dir, job.suite, job.engine, job.model, max(0.0, wall_s - of_saes)
-            )
+    def _tell_set_up(self, wall_s: float) -> None:
+        """Tell what a process that did all SAEs took beside them."""
+        cells = [cell for planned in self._job.cells if (cell := planned.load())]
+        if all(cell.state != "failed" for cell in cells):  # how long such a one took is not known
+            self._set_up(self._job, max(0.0, wall_s - sum(cell.wall_s or 0.0 for cell in cells)))
 
     def _fail(self, cells: Sequence[PlannedCell], reason: str, detail: str) -> None:
         for cell in cells:

@@ -121,7 +121,8 @@ class _Child:
             return False
         # a look after a long while, as when all were suspended, says no more than a usual one
         looked_for = min(now - self._looked_at, 2 * LOOK_EVERY_S)
-        self._looked_at, self._idle_s = now, self._idle_s + looked_for if is_idle else 0.0
+        self._looked_at = now
+        self._idle_s = self._idle_s + looked_for if is_idle else 0.0
         if self._idle_s <= IDLE_S:
             return True
         LOG.warning("a training process was idle for %g s; going on without it", IDLE_S)

@@ -1,5 +1,6 @@
 """How fast this machine trained SAEs and set up suites before, so that the next run can be told."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -63,7 +64,8 @@ def kept(config: RunConfig, cache: Path) -> float | None:
 
 def keep_set_up(cache: Path, suite: str, engine: str, model: str, seconds: float) -> None:
     """Note how long a suite took beside its SAEs: starting, and what they have in common."""
-    write_atomic(_suite_path(cache, suite, engine, model), json.dumps({"set_up_s": seconds}))
+    with contextlib.suppress(OSError):  # a full disk costs the estimate
+        write_atomic(_suite_path(cache, suite, engine, model), json.dumps({"set_up_s": seconds}))
 
 
 def set_up_s(cache: Path, suite: str, engine: str, model: str) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -18,6 +19,9 @@ from bench.lock import locked
 from bench.mirror.pins import pin
 from bench.progress import Progress
 from bench.result import CACHE, Cell
+
+if TYPE_CHECKING:
+    from bench.executor import SuiteJob
 
 
 def run(
@@ -77,8 +81,13 @@ def _run(
         ledger.forget_failures(cells)
     journal.plan(cells)
     jobs = suite_jobs(config, cells, states, out / "work", cache)
-    run_suites(jobs, config.workers, progress, journal.computing)
+    run_suites(jobs, config.workers, progress, journal.computing, _keep_set_up)
     return ledger.close(out, config.name, cells)
+
+
+def _keep_set_up(job: "SuiteJob", seconds: float) -> None:
+    """For the next estimate."""
+    rates.keep_set_up(job.cache_dir, job.suite, job.engine, job.model, seconds)
 
 
 @contextmanager

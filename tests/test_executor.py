@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import executor, rates, worker
+from bench import executor, worker
 from bench.executor import SuiteJob, run_suites
 from bench.ledger import PlannedCell
 from bench.result import CELL_FILE, Cell, SaeInfo
@@ -135,25 +135,28 @@ def test_a_process_has_its_own_folder_and_one_thread(tmp_path, process):
     assert path.startswith(str(executor.ROOT))
 
 
-def test_what_a_suite_took_beside_its_saes_is_kept_for_the_next_estimate(tmp_path, process):
-    def finishing(planned, wall_s):
-        return finish(replace(planned, sae=info(planned.sae.label))).replace(
-            '\\"wall_s\\": null', f'\\"wall_s\\": {wall_s}'
-        )
+@pytest.mark.parametrize("state", ["ok", "invalid", "failed"])
+def test_what_a_suite_took_beside_its_saes_is_told_unless_one_failed(tmp_path, process, state):
+    def finishing(planned, state):
+        code = finish(planned).replace('\\"wall_s\\": null', '\\"wall_s\\": 0.1')
+        return code.replace('\\"state\\": \\"ok\\"', f'\\"state\\": \\"{state}\\"')
 
-    mine = job(tmp_path)
-    process("import time; time.sleep(0.5)\n" + "".join(finishing(c, 0.1) for c in mine.cells))
-    assert [cell.wall_s for cell in run_suites([mine], 1, quiet)] == [0.1] * 3
-    kept = rates.set_up_s(mine.cache_dir, "fake", "reference", "nano")
-    assert kept is not None and 0.2 <= kept < 60
-    assert rates.set_up_s(mine.cache_dir, "fake", "fast", "nano") is None
+    mine, told = job(tmp_path), list[tuple]()
+    states = zip(mine.cells, ("ok", state, "ok"))
+    process("import time; time.sleep(0.5)\n" + "".join(finishing(*one) for one in states))
+    cells = run_suites([mine], 1, quiet, set_up=lambda *call: told.append(call))
+    assert [(c.state, c.wall_s) for c in cells] == [("ok", 0.1), (state, 0.1), ("ok", 0.1)]
+    if state == "failed":
+        assert told == []
+    else:
+        assert [job for job, _ in told] == [mine] and 0.2 <= told[0][1] < 60
 
 
 def test_a_suite_that_did_not_get_through_says_nothing_of_its_set_up(tmp_path, process):
-    mine = job(tmp_path)
+    mine, told = job(tmp_path), list[tuple]()
     process(finish(mine.cells[0]))
-    run_suites([mine], 1, quiet)
-    assert rates.set_up_s(mine.cache_dir, "fake", "reference", "nano") is None
+    run_suites([mine], 1, quiet, set_up=lambda *call: told.append(call))
+    assert told == []
 
 
 def test_scratch_files_go_and_the_log_stays(tmp_path, process):
@@ -351,7 +354,6 @@ def test_a_hook_that_the_suite_cannot_score_is_skipped(tmp_path, evaluate):
 
 
 def wrong_hook(cell):
-    from dataclasses import replace
 
     return replace(cell, sae=info("b", "blocks.1.hook_mlp_out"))
 

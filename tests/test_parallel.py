@@ -68,15 +68,15 @@ class Noting(TopK):
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tmp_path):
     """Trains three on `n_threads` cores; the trainees and the reports."""
     threads = torch.get_num_threads()
 
-    def start(n_threads: int, fault="", stream: FakeStream | None = None, n_saes=3, **settings):
+    def start(n_threads: int, fault="", stream: FakeStream | None = None, **settings):
         stream = stream or Stream(N_STEPS, **settings)
         folder = tmp_path / f"{n_threads} {fault}"
         torch.set_num_threads(n_threads)
-        trainees = group(folder, stream, fault)[:n_saes]
+        trainees = group(folder, stream, fault)
         Noting.n_child_steps.value = 0
         reports = []
         train_lockstep(trainees, stream, lambda *report: reports.append(report))
@@ -247,6 +247,12 @@ def test_nothing_to_train_reads_nothing():
 
 def test_without_checkpoints_there_are_no_processes(train):
     assert processes(train(3, checkpoint_every=0)[0]) == {HERE}
+
+
+def test_what_reports_to_other_places_stays_where_they_are_open(train, monkeypatch):
+    """wandb and TensorBoard hold connections and threads, which a fork would break."""
+    monkeypatch.setattr(TrainingLog, "has_sinks", True)
+    assert processes(train(3)[0]) == {HERE}
 
 
 def test_only_small_steps_on_activations_in_memory_are_small():

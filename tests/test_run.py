@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench import datasets, models, registry
+from bench import datasets, models, rates, registry
 from bench.config import ControlConfig, RunConfig, TrainConfig, VariantConfig, load_config
 from bench.errors import RunStopped, UserError
-from bench.result import Cell, load_run
+from bench.result import CACHE, Cell, load_run
 from bench.run import outline, run, save_config
 from tests import tiny
 
@@ -83,6 +83,7 @@ def test_every_sae_is_trained_scored_and_reported(go):
     ], [c.detail for c in cells]
     assert n_computed == 2
     assert load_run(go.out).cells == tuple(cells)
+    assert rates.set_up_s(go.out.parent / CACHE, "rows", "reference", "nano")
     assert yaml.safe_load((go.out / "config.yaml").read_text())["train"]["d_sae"] == 32
 
 
