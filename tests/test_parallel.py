@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,6 +225,27 @@ def test_what_cannot_be_handed_over_is_not_trained_twice(train, tmp_path):
     trainees, _ = train(2)
     assert processes(trainees) == {HERE}
     assert 0 < Noting.n_child_steps.value < N_STEPS  # until the first checkpoint was lost
+
+
+def test_only_a_process_that_idles_under_the_eyes_of_its_parent_is_given_up(monkeypatch):
+    now, cpu_s = [0.0], [0.0]
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(parallel, "_cpu_s", lambda pid: cpu_s[0])
+    heard, told = multiprocessing.Pipe(duplex=False)
+    child = parallel._Child(SimpleNamespace(pid=1), heard)
+
+    def look(after_s: float) -> bool:
+        now[0] += after_s
+        return child.listen()
+
+    assert look(10_000.0)  # both were suspended
+    for _ in range(3):  # a step that takes long, or a message now and then
+        assert all(look(1.0) for _ in range(50))
+        cpu_s[0] += 0.5
+    assert all(look(1.0) for _ in range(50))
+    told.send(parallel.Message(1, 2, ()))
+    assert all(look(1.0) for _ in range(int(parallel.IDLE_S) + 1))
+    assert not look(1.0)
 
 
 def test_a_signal_that_is_ignored_stays_so(train, monkeypatch):
